@@ -1,0 +1,191 @@
+"""The cluster: start or join Ray, place groups, and say plainly what does not fit."""
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import lcm
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.group import ActorGroup
+from actors.worker import RankActor
+from disagg_train.config.job import LANGUAGE, GroupConfig, JobConfig
+from disagg_train.errors import ClusterError, ConfigError
+
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one rank takes of the cluster."""
+
+    gpus: float
+    cpus: float
+
+    def bundle(self) -> dict[str, float]:
+        """Return the resources as a placement group's bundle."""
+        return {"GPU": self.gpus, "CPU": self.cpus} if self.gpus else {"CPU": self.cpus}
+
+
+def connect(address: str | None, num_cpus: int) -> bool:
+    """Join a running cluster, or start a local Ray for this process.
+
+    Args:
+        address: of a running cluster, ``auto`` for the one on this machine; None starts one.
+        num_cpus: ranks that a local Ray must hold; on a laptop they share its cores.
+
+    Returns:
+        Whether a Ray was started here, so that it is ours to stop.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if ray.is_initialized():
+        return False
+    if address is not None:
+        ray.init(address=address, log_to_driver=False)
+        return False
+    folder = tempfile.mkdtemp(prefix="disagg-train-ray-")
+    ray.init(
+        num_cpus=max(num_cpus, os.cpu_count() or 1),
+        include_dashboard=False,
+        log_to_driver=False,
+        _temp_dir=folder,
+        logging_level="ERROR",
+    )
+    return True
+
+
+def rank_resources(job: JobConfig) -> Resources:
+    """Return what a rank takes: a GPU where the job runs on GPUs, else a CPU.
+
+    Raises:
+        ConfigError: the job asks for GPUs and the cluster has none.
+    """
+    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+    if job.device == "cuda" and not has_gpus:
+        raise ConfigError("device: cuda, but the cluster has no GPU; set device: cpu or auto")
+    return Resources(1.0, 1.0) if has_gpus and job.device != "cpu" else Resources(0.0, 1.0)
+
+
+def fit(job: JobConfig, capacity: int) -> tuple[JobConfig, str]:
+    """Return the job as it can run on ``capacity`` ranks, and what was changed about it.
+
+    Raises:
+        ClusterError: it does not fit, and may not fall back or cannot.
+    """
+    if job.num_ranks <= capacity:
+        return job, ""
+    wanted = ", ".join(f"{name}: {group.ranks}" for name, group in job.groups.items())
+    missing = (
+        f"the groups need {job.num_ranks} ranks ({wanted}) and the cluster has room for {capacity}"
+    )
+    if job.fallback is None:
+        raise ClusterError(
+            f"{missing}; {job.num_ranks - capacity} are missing. Add nodes, use smaller groups, "
+            f"or allow `fallback: colocated`"
+        )
+    unit = lcm(*(m.parallel.tp * m.parallel.cp * m.parallel.pp for m in job.modules.values()))
+    ranks = capacity // unit * unit
+    if ranks == 0:
+        raise ClusterError(f"{missing}; colocated, the modules still need {unit} ranks")
+    return _colocated(job, ranks), (
+        f"{missing}, so all modules run colocated on group {job.language.group!r} with "
+        f"{ranks} ranks and dp shrunk to fit; the training is the same"
+    )
+
+
+def _colocated(job: JobConfig, ranks: int) -> JobConfig:
+    home = job.language.group
+    modules = {}
+    for name, module in job.modules.items():
+        parallel = module.parallel
+        dp = ranks // (parallel.tp * parallel.cp * parallel.pp)
+        changes = {"group": home, "parallel": parallel.model_copy(update={"dp": dp})}
+        modules[name] = module.model_copy(update=changes)
+    groups = {home: GroupConfig(ranks=ranks)}
+    return JobConfig.model_validate(
+        job.model_copy(update={"groups": groups, "modules": modules}).model_dump()
+    )
+
+
+class Cluster:
+    """The placement groups of one job.
+
+    Args:
+        job: the job, already fitted to the cluster.
+        resources: what each rank takes.
+
+    Raises:
+        ClusterError: a group is not placed before the deadline.
+    """
+
+    def __init__(self, job: JobConfig, resources: Resources) -> None:
+        self._placed: dict[str, PlacementGroup] = {}
+        self._resources = resources
+        deadline_s = time.monotonic() + job.deadlines.placement_s
+        try:
+            for name, group in job.groups.items():
+                bundles = [resources.bundle()] * group.ranks
+                self._placed[name] = placement_group(bundles, strategy="PACK")
+            for name, placed in self._placed.items():
+                self._await(name, placed, deadline_s, job.deadlines.placement_s)
+        except BaseException:
+            self.release()
+            raise
+
+    @staticmethod
+    def _await(name: str, placed: PlacementGroup, until_s: float, deadline_s: float) -> None:
+        ready = placed.ready()
+        while not ray.wait([ready], timeout=_POLL_S)[0]:
+            if time.monotonic() > until_s:
+                raise ClusterError(
+                    f"group {name!r} was not placed in {deadline_s:g} s: it needs "
+                    f"{placed.bundle_specs}, the cluster has {_free()} free; start nodes or "
+                    f"shrink the group"
+                )
+
+    def start(self, groups: Mapping[str, int], deadline_s: float) -> dict[str, ActorGroup]:
+        """Start every group's actors and number them by node and GPU.
+
+        Ranks that share a tp group are neighbours, so they come to share a node.
+        """
+        return {name: self._start(name, ranks, deadline_s) for name, ranks in groups.items()}
+
+    def _start(self, name: str, ranks: int, deadline_s: float) -> ActorGroup:
+        actors = []
+        for bundle in range(ranks):
+            place = PlacementGroupSchedulingStrategy(self._placed[name], bundle)
+            actors.append(
+                RankActor.options(
+                    num_gpus=self._resources.gpus,
+                    num_cpus=self._resources.cpus,
+                    scheduling_strategy=place,
+                ).remote()
+            )
+        addresses = ray.get([actor.address.remote() for actor in actors], timeout=deadline_s)
+        gpus = ray.get([actor.gpu_ids.remote() for actor in actors], timeout=deadline_s)
+        order = sorted(range(ranks), key=lambda i: (addresses[i], gpus[i]))
+        return ActorGroup(name, [actors[i] for i in order], [addresses[i] for i in order])
+
+    def release(self) -> None:
+        """Give the placement groups back."""
+        for placed in self._placed.values():
+            remove_placement_group(placed)
+        self._placed.clear()
+
+
+def capacity(resources: Resources) -> int:
+    """Return how many ranks the cluster has room for now."""
+    free = ray.available_resources()
+    rooms = [free.get("CPU", 0.0) // resources.cpus]
+    if resources.gpus:
+        rooms.append(free.get("GPU", 0.0) // resources.gpus)
+    return int(min(rooms))
+
+
+def _free() -> dict[str, float]:
+    return {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}

@@ -1,0 +1,116 @@
+"""A group of rank actors, as the driver's port wants it."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import ray
+from numpy.typing import NDArray
+
+from actors.failure import explain
+from disagg_train.engine.setup import RankSetup
+from disagg_train.errors import RankError
+from disagg_train.metrics.records import RankReport
+from disagg_train.planner.step_plan import StepPlan
+
+
+class ActorGroup:
+    """The actors of one group, in the order of their ranks.
+
+    Args:
+        name: of the group.
+        actors: one per rank.
+        nodes: address of each actor's node.
+    """
+
+    def __init__(
+        self, name: str, actors: Sequence[ray.actor.ActorHandle], nodes: Sequence[str]
+    ) -> None:
+        self._name, self.actors, self.nodes = name, list(actors), list(nodes)
+
+    @property
+    def name(self) -> str:
+        """Name of the group in the job file."""
+        return self._name
+
+    def setup(self, setups: Sequence[RankSetup]) -> "Future[list[None]]":
+        """Start building every rank."""
+        return self._all([a.setup.remote(s) for a, s in zip(self.actors, setups, strict=True)])
+
+    def train(self, plan: StepPlan, upcoming: StepPlan | None) -> "Future[Sequence[RankReport]]":
+        """Start a training step on every rank."""
+        plan_ref, upcoming_ref = ray.put(plan), ray.put(upcoming)
+        return self._all([actor.train.remote(plan_ref, upcoming_ref) for actor in self.actors])
+
+    def evaluate(self, plan: StepPlan) -> "Future[Sequence[RankReport]]":
+        """Start an evaluation on every rank."""
+        plan_ref = ray.put(plan)
+        return self._all([actor.evaluate.remote(plan_ref) for actor in self.actors])
+
+    def save(self, folder: Path) -> "Future[Sequence[dict[str, str]]]":
+        """Start writing the group's modules."""
+        return self._all([actor.save.remote(folder) for actor in self.actors])
+
+    def weights(self) -> "Future[list[dict[str, NDArray[Any]]]]":
+        """Start collecting full weights."""
+        return self._all([actor.weights.remote() for actor in self.actors])
+
+    def gradients(self) -> "Future[list[dict[str, NDArray[Any]]]]":
+        """Start collecting full gradients."""
+        return self._all([actor.gradients.remote() for actor in self.actors])
+
+    def teardown(self) -> "Future[list[None]]":
+        """Start making every rank leave its groups."""
+        return self._all([actor.teardown.remote() for actor in self.actors])
+
+    def kill(self) -> None:
+        """End every actor's process."""
+        for actor in self.actors:
+            ray.kill(actor)
+
+    def _all(self, refs: list[ray.ObjectRef]) -> "Future[Any]":
+        """Return one future of all results; it fails as soon as one of them does."""
+        return _Joined(refs, self._explain).future
+
+    def _explain(self, rank: int, error: BaseException) -> Exception:
+        return explain(error, self.actors[rank], self._name, rank, self.nodes[rank])
+
+
+class _Joined:
+    """Joins the results of all ranks; the first failure, explained, decides."""
+
+    def __init__(
+        self, refs: list[ray.ObjectRef], explain_error: Callable[[int, BaseException], Exception]
+    ) -> None:
+        self.future: Future[list[Any]] = Future()
+        self._results: dict[int, Any] = {}
+        self._count, self._lock, self._explain = len(refs), Lock(), explain_error
+        for rank, ref in enumerate(refs):
+            ref.future().add_done_callback(lambda f, rank=rank: self._on_done(rank, f))
+
+    def _on_done(self, rank: int, result: "Future[Any]") -> None:
+        error = result.exception()
+        if error is not None:
+            explained = self._explain(rank, error)
+            with self._lock:
+                if not self.future.done():
+                    self.future.set_exception(explained)
+            return
+        with self._lock:
+            self._results[rank] = result.result()
+            if len(self._results) == self._count and not self.future.done():
+                self.future.set_result([self._results[i] for i in range(self._count)])
+
+
+def results(future: "Future[list[Any]]", deadline_s: float, group: str, what: str) -> list[Any]:
+    """Return a future's results.
+
+    Raises:
+        RankError: a rank failed, or the deadline passed.
+    """
+    try:
+        return future.result(timeout=deadline_s)
+    except TimeoutError:
+        raise RankError(f"{what} took longer than {deadline_s:g} s", group, -1) from None

@@ -1,0 +1,65 @@
+"""Warm actors that serve one job after another: for parity checks and for tests.
+
+Importing Megatron takes seconds per process; a pool pays for it once.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import ray
+
+from actors.group import ActorGroup
+from actors.session import Session
+from actors.worker import RankActor
+from disagg_train.config.job import JobConfig
+from disagg_train.errors import ClusterError
+
+_START_S = 120.0
+
+
+class ActorPool:
+    """A fixed number of rank actors.
+
+    Args:
+        num_ranks: actors to start; each takes one CPU of Ray's count.
+    """
+
+    def __init__(self, num_ranks: int) -> None:
+        self._actors = [RankActor.options(num_cpus=1).remote() for _ in range(num_ranks)]
+
+    def __len__(self) -> int:
+        return len(self._actors)
+
+    def session(self, job: JobConfig) -> Session:
+        """Set a job up on the pool; closing the session gives the actors back."""
+        return Session(job, self._lease, self._give_back)
+
+    def _lease(self, groups: Mapping[str, int], deadline_s: float) -> dict[str, ActorGroup]:
+        wanted = sum(groups.values())
+        if wanted > len(self._actors):
+            raise ClusterError(f"the pool has {len(self._actors)} ranks, the job needs {wanted}")
+        free = iter(self._actors)
+        leased = {}
+        for name, ranks in groups.items():
+            actors = [next(free) for _ in range(ranks)]
+            leased[name] = ActorGroup(name, actors, self._addresses(actors, deadline_s))
+        return leased
+
+    @staticmethod
+    def _addresses(actors: Sequence[ray.actor.ActorHandle], deadline_s: float) -> list[str]:
+        addresses: list[str] = ray.get([a.address.remote() for a in actors], timeout=deadline_s)
+        return addresses
+
+    def _give_back(self, groups: Mapping[str, ActorGroup], sound: bool) -> None:
+        """Keep sound actors warm; replace those whose step failed."""
+        if sound:
+            return
+        for group in groups.values():
+            for actor in group.actors:
+                ray.kill(actor)
+                self._actors[self._actors.index(actor)] = RankActor.options(num_cpus=1).remote()
+
+    def close(self) -> None:
+        """End all actors."""
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors.clear()

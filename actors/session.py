@@ -1,0 +1,140 @@
+"""A job set up on actors: from a validated job file to groups that can run steps."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import wait
+from types import TracebackType
+from typing import Self
+
+import ray
+
+from actors.cluster import Cluster, capacity, fit, rank_resources
+from actors.group import ActorGroup, results
+from actors.rendezvous import RendezvousHost
+from disagg_train.boundary.of_job import job_graph
+from disagg_train.config.job import JobConfig
+from disagg_train.driver.plans import evaluation_microbatches
+from disagg_train.engine.setup import RankSetup
+from disagg_train.errors import DisaggTrainError
+from disagg_train.schedule.build import evaluation_schedule, training_schedule
+from disagg_train.schedule.check import check
+from disagg_train.schedule.ops import Schedule
+
+_GOODBYE_S = 10.0
+
+StartActors = Callable[[Mapping[str, int], float], dict[str, ActorGroup]]
+
+
+class Session:
+    """Groups of actors that hold a job's modules; a context manager that lets them go.
+
+    Args:
+        job: the job, fitted to what ``start`` can give.
+        start: makes or leases the actors of every group.
+        release: takes them back; called with whether they are still sound.
+        note: what was changed about the job to make it fit, for people.
+    """
+
+    def __init__(
+        self,
+        job: JobConfig,
+        start: StartActors,
+        release: Callable[[Mapping[str, ActorGroup], bool], None],
+        note: str = "",
+    ) -> None:
+        self.job, self.note = job, note
+        self._release = release
+        self.schedule, self._evaluation = job_schedules(job)
+        sizes = {name: group.ranks for name, group in job.groups.items()}
+        self._by_name = start(sizes, job.deadlines.setup_s)
+        self.groups = list(self._by_name.values())
+        try:
+            self._setup()
+        except BaseException:
+            self.close(sound=False)
+            raise
+
+    def _setup(self) -> None:
+        leader = self.groups[0].nodes[0]
+        self._host = RendezvousHost(_address_of_this_process(leader))
+        rendezvous = self._host.next_epoch()
+        place, futures = 0, []
+        for group in self.groups:
+            setups = []
+            for rank in range(len(group.actors)):
+                ops = self.schedule.ops[place], self._evaluation.ops[place]
+                setups.append(RankSetup(self.job, rendezvous, group.name, rank, *ops))
+                place += 1
+            futures.append((group, group.setup(setups)))
+        for group, future in futures:
+            results(future, self.job.deadlines.setup_s, group.name, "setup")
+
+    @property
+    def row_names(self) -> dict[int, str]:
+        """Name of every global rank, for pictures."""
+        names = [
+            f"{group.name} {rank}" for group in self.groups for rank in range(len(group.actors))
+        ]
+        return dict(enumerate(names))
+
+    def close(self, sound: bool = True) -> None:
+        """Make all ranks leave their groups, and let the actors go.
+
+        Args:
+            sound: False where a step failed: its ranks may still be blocked.
+        """
+        if sound:
+            futures = [group.teardown() for group in self.groups]
+            done, _ = wait(futures, timeout=_GOODBYE_S)
+            sound = len(done) == len(futures) and not any(f.exception() for f in done)
+        self._release(self._by_name, sound)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close(sound=error is None or isinstance(error, GeneratorExit))
+
+
+def job_schedules(job: JobConfig) -> tuple[Schedule, Schedule]:
+    """Return the checked op lists of a training step and of an evaluation."""
+    graph, train = job_graph(job), job.train
+    training = training_schedule(graph, train.microbatches, train.window or train.microbatches)
+    evaluation = evaluation_schedule(graph, evaluation_microbatches(job))
+    check(training, graph)
+    check(evaluation, graph)
+    return training, evaluation
+
+
+def on_cluster(job: JobConfig) -> Session:
+    """Set a job up on actors of its own; Ray must be connected.
+
+    Raises:
+        ClusterError: the cluster cannot hold it.
+        RankError: a rank could not build its modules.
+    """
+    resources = rank_resources(job)
+    job, note = fit(job, capacity(resources))
+    cluster = Cluster(job, resources)
+
+    def release(groups: Mapping[str, ActorGroup], sound: bool) -> None:
+        del sound
+        for group in groups.values():
+            group.kill()
+        cluster.release()
+
+    try:
+        return Session(job, cluster.start, release, note)
+    except DisaggTrainError:
+        cluster.release()
+        raise
+
+
+def _address_of_this_process(leader: str) -> str:
+    """Return the address that ranks reach the driver under."""
+    own: str = ray.util.get_node_ip_address()
+    return leader if leader == own else own

@@ -1,0 +1,98 @@
+"""The Ray actor: a thin shell around one rank. Its constructor is cheap, ``setup`` is not.
+
+Steps run one after the other on the actor's own thread; health and stack dumps answer from
+the ``control`` concurrency group while that thread is blocked.
+"""
+
+import faulthandler
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from numpy.typing import NDArray
+
+from disagg_train.checkpoint.save import save_modules
+from disagg_train.engine.setup import RankSetup
+from disagg_train.metrics.records import RankReport
+from disagg_train.planner.step_plan import StepPlan
+
+if TYPE_CHECKING:
+    from disagg_train.engine.rank import Rank
+
+
+@ray.remote(concurrency_groups={"control": 1}, max_restarts=0)
+class RankActor:
+    """One rank of one group; it can be set up for one job after another.
+
+    Megatron takes seconds to import, so only ``setup`` does, and not whoever starts actors.
+    """
+
+    def __init__(self) -> None:
+        self._rank: "Rank | None" = None
+
+    @ray.method(concurrency_group="control")
+    def address(self) -> str:
+        """Return the node's address."""
+        return str(ray.util.get_node_ip_address())
+
+    @ray.method(concurrency_group="control")
+    def gpu_ids(self) -> list[str]:
+        """Return the GPUs that Ray gave this actor."""
+        return [str(gpu) for gpu in ray.get_gpu_ids()]
+
+    @ray.method(concurrency_group="control")
+    def current_op(self) -> str:
+        """Return the op that is running."""
+        return self._rank.current_op if self._rank else ""
+
+    @ray.method(concurrency_group="control")
+    def stacks(self) -> str:
+        """Return the stacks of all threads."""
+        with tempfile.TemporaryFile("w+") as file:
+            faulthandler.dump_traceback(file)
+            file.seek(0)
+            return file.read()
+
+    @ray.method(concurrency_group="control")
+    def process_id(self) -> int:
+        """Return the process id."""
+        return os.getpid()
+
+    def setup(self, setup: RankSetup) -> None:
+        """Build the rank's modules and join its groups."""
+        from disagg_train.engine.rank import Rank
+
+        self.teardown()
+        self._rank = Rank(setup)
+
+    def train(self, plan: StepPlan, upcoming: StepPlan | None) -> RankReport:
+        """Run one training step."""
+        return self._ready().train(plan, upcoming)
+
+    def evaluate(self, plan: StepPlan) -> RankReport:
+        """Run one evaluation."""
+        return self._ready().evaluate(plan)
+
+    def save(self, folder: Path) -> dict[str, str]:
+        """Write the modules that this rank leads; return file name -> SHA-256."""
+        return save_modules(folder, self._ready().weights())
+
+    def weights(self) -> dict[str, NDArray[Any]]:
+        """Return full weights by name, on the first rank of each module."""
+        return self._ready().weights()
+
+    def gradients(self) -> dict[str, NDArray[Any]]:
+        """Return the last step's full gradients, on the first rank of each module."""
+        return self._ready().gradients()
+
+    def teardown(self) -> None:
+        """Leave all groups and forget the job; the process stays warm for the next one."""
+        rank, self._rank = self._rank, None
+        if rank is not None:
+            rank.close()
+
+    def _ready(self) -> "Rank":
+        assert self._rank is not None, "setup comes first"
+        return self._rank

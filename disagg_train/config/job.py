@@ -1,0 +1,204 @@
+"""The job file. Every rule that spans several of its parts is checked here."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import model_validator
+
+from disagg_train.config.base import Config, divisors
+from disagg_train.config.modules import AnyModule, GptModule, VitModule
+from disagg_train.errors import ConfigError
+
+LANGUAGE = "language"
+"""Name of the module that is the LLM."""
+
+
+class GroupConfig(Config):
+    """An actor group: ranks that no other group shares."""
+
+    ranks: PositiveInt
+    """Number of actors; one actor is one rank on one GPU, or one CPU process."""
+
+
+class DataConfig(Config):
+    """Where samples come from."""
+
+    kind: str = "digits"
+    """`digits`, or the import path of a source of one's own, as `package.module:Class`."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of the source."""
+
+
+class OptimizerConfig(Config):
+    """Adam with decoupled weight decay, warm-up and a cosine."""
+
+    lr: PositiveFloat
+    """Highest learning rate."""
+    min_lr_fraction: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Learning rate of the last step, as a fraction of `lr`."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps over which the learning rate rises from 0 to `lr`."""
+    clip_grad: NonNegativeFloat = 1.0
+    """Largest norm of the gradient over all modules; 0 turns clipping off."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay of matrices; biases and norms have none."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of Adam's two averages."""
+    eps: PositiveFloat = 1e-8
+    """Adam's epsilon."""
+
+
+class EvaluationConfig(Config):
+    """Held-out evaluation during and after training."""
+
+    every_steps: NonNegativeInt = 0
+    """Evaluate every so many steps; 0 means only at the end."""
+    samples: NonNegativeInt = 64
+    """Held-out samples per evaluation; 0 turns evaluation off."""
+
+
+class TrainConfig(Config):
+    """The training loop."""
+
+    steps: PositiveInt
+    """Number of steps."""
+    global_batch: PositiveInt
+    """Samples per step, over all replicas."""
+    microbatches: PositiveInt = 1
+    """Parts that the global batch passes through the modules in."""
+    window: PositiveInt | None = None
+    """Microbatches per window of encoders colocated with the LLM; all where not given."""
+    precision: Literal["fp32"] = "fp32"
+    """Arithmetic of weights and activations. Only fp32 for now."""
+    optimizer: OptimizerConfig
+    """How weights change."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Held-out evaluation."""
+    trace_steps: NonNegativeInt = 4
+    """Steps recorded in trace.json, from the second step on."""
+
+    @model_validator(mode="after")
+    def _batch_fills_microbatches(self) -> Self:
+        if self.global_batch < self.microbatches:
+            raise ConfigError(
+                f"global_batch={self.global_batch} is smaller than "
+                f"microbatches={self.microbatches}, so some would be empty; "
+                f"use at most {self.global_batch} microbatches or a larger batch"
+            )
+        return self
+
+
+class DeadlineConfig(Config):
+    """How long anything may take before it is an error."""
+
+    placement_s: PositiveFloat = 60.0
+    """Until the cluster has placed every group."""
+    setup_s: PositiveFloat = 300.0
+    """Until every rank has built its modules."""
+    step_s: PositiveFloat = 600.0
+    """One training step or evaluation."""
+    exchange_s: PositiveFloat = 120.0
+    """One exchange or collective inside a step."""
+
+
+class JobConfig(Config):
+    """A training job."""
+
+    name: str
+    """Name of the run, in logs and in Ray."""
+    seed: int = 0
+    """Seed of the initial weights and of the order of samples."""
+    groups: dict[str, GroupConfig]
+    """Actor groups: disjoint sets of ranks."""
+    modules: dict[str, AnyModule]
+    """The model graph; the module named `language` is the LLM, the others feed it."""
+    data: DataConfig = DataConfig()
+    """Where samples come from."""
+    train: TrainConfig
+    """The training loop."""
+    output: str = "runs/default"
+    """Folder of metrics, traces and checkpoints."""
+    fallback: Literal["colocated"] | None = None
+    """`colocated`: where the groups do not fit the cluster, run every module on the LLM's
+    group, with as much data parallelism as fits. Without it such a job fails at once."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What ranks compute on; `auto` takes GPUs where the cluster has any."""
+    deadlines: DeadlineConfig = DeadlineConfig()
+    """How long anything may take."""
+
+    @property
+    def language(self) -> GptModule:
+        """The LLM."""
+        module = self.modules[LANGUAGE]
+        assert isinstance(module, GptModule)
+        return module
+
+    @property
+    def encoders(self) -> dict[str, VitModule]:
+        """All modules but the LLM, by name."""
+        return {n: m for n, m in self.modules.items() if isinstance(m, VitModule)}
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks of all groups together."""
+        return sum(group.ranks for group in self.groups.values())
+
+    @model_validator(mode="after")
+    def _has_a_language_module(self) -> Self:
+        if LANGUAGE not in self.modules:
+            raise ConfigError(
+                f"modules {sorted(self.modules)} have no `{LANGUAGE}`; name the LLM `{LANGUAGE}`"
+            )
+        for name, module in self.modules.items():
+            wanted = "gpt" if name == LANGUAGE else "vit"
+            if module.kind != wanted:
+                raise ConfigError(
+                    f"modules.{name}.kind is {module.kind!r}; the module `{LANGUAGE}` is a gpt "
+                    f"and every other module an encoder, so use {wanted!r}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_are_known_and_used(self) -> Self:
+        for name, module in self.modules.items():
+            if module.group not in self.groups:
+                raise ConfigError(
+                    f"modules.{name}.group is {module.group!r}; groups has {sorted(self.groups)}"
+                )
+        unused = sorted(set(self.groups) - {module.group for module in self.modules.values()})
+        if unused:
+            raise ConfigError(
+                f"no module uses the groups {unused}; remove them or name one in a module's `group`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _modules_fit_their_groups(self) -> Self:
+        for name, module in self.modules.items():
+            self._degrees_fit(name)
+            tp = module.parallel.tp
+            rules = {"num_attention_heads": module.model.num_attention_heads}
+            rules["ffn_hidden_size"] = module.model.ffn_size
+            if isinstance(module, GptModule):
+                rules["num_query_groups"] = module.model.query_groups
+                rules["vocab_size"] = module.model.vocab_size
+            for field, size in rules.items():
+                if size % tp:
+                    raise ConfigError(
+                        f"modules.{name}: tp={tp} does not divide {field}={size}; "
+                        f"use tp one of {divisors(size)[:12]}"
+                    )
+        return self
+
+    def _degrees_fit(self, name: str) -> None:
+        parallel, group = self.modules[name].parallel, self.modules[name].group
+        ranks = self.groups[group].ranks
+        if parallel.num_ranks == ranks:
+            return
+        rest = parallel.tp * parallel.cp * parallel.pp
+        way_out = f"set dp: {ranks // rest}" if ranks % rest == 0 else "change tp"
+        raise ConfigError(
+            f"modules.{name}.parallel: tp*cp*pp*dp = {parallel.tp}*{parallel.cp}*{parallel.pp}*"
+            f"{parallel.dp} = {parallel.num_ranks}, but group {group!r} has {ranks} ranks; "
+            f"{way_out} or set groups.{group}.ranks: {parallel.num_ranks}"
+        )

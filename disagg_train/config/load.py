@@ -1,0 +1,84 @@
+"""Read a job from YAML, with overrides, and say what is wrong with it in plain words."""
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from disagg_train.config.job import JobConfig
+from disagg_train.errors import ConfigError
+
+
+def load_job(source: str | Path | Mapping[str, Any] | JobConfig, overrides: Sequence[str] = ()) -> JobConfig:
+    """Return the validated job.
+
+    Args:
+        source: path of a YAML file, its parsed content, or a job.
+        overrides: ``a.b.c=value`` each; values are YAML.
+
+    Raises:
+        ConfigError: the file is missing, is no YAML, or breaks a rule; all broken rules are
+            listed, each with the field's path.
+    """
+    content = _content(source)
+    for override in overrides:
+        _override(content, override)
+    try:
+        return JobConfig.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(dict(e)) for e in error.errors())) from None
+
+
+def _content(source: str | Path | Mapping[str, Any] | JobConfig) -> dict[str, Any]:
+    if isinstance(source, JobConfig):
+        return source.model_dump(exclude_unset=True)
+    if isinstance(source, Mapping):
+        return _copy(source)
+    try:
+        content = yaml.safe_load(Path(source).read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"there is no job file {source}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{source} holds no fields; a job starts with `name:`")
+    return content
+
+
+def _copy(node: Any) -> Any:
+    return {k: _copy(v) for k, v in node.items()} if isinstance(node, Mapping) else node
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    path, equals, value = override.partition("=")
+    if not equals:
+        raise ConfigError(f"override {override!r} has no '='; write a.b.c=value")
+    *parents, field = path.split(".")
+    node = content
+    for name in parents:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"override {override!r}: {name} is a value, not a table of fields")
+    node[field] = yaml.safe_load(value)
+
+
+def _explain(error: dict[str, Any]) -> str:
+    path = ".".join(str(part) for part in error["loc"] if part not in ("vit", "gpt"))
+    if error["type"] == "extra_forbidden":
+        *_, field = error["loc"]
+        near = get_close_matches(str(field), _all_fields(), n=1)
+        return f"{path}: unknown field" + (f"; did you mean {near[0]!r}?" if near else "")
+    if error["type"] == "missing":
+        return f"{path}: this field is required"
+    if isinstance(cause := error.get("ctx", {}).get("error"), ConfigError):
+        return f"{path}: {cause}" if path else str(cause)
+    return f"{path}: {error['msg']}, got {error['input']!r}"
+
+
+def _all_fields() -> list[str]:
+    schema = JobConfig.model_json_schema()
+    tables = [schema, *schema["$defs"].values()]
+    return sorted({name for table in tables for name in table.get("properties", {})})

@@ -1,0 +1,90 @@
+"""The driver's loop: it hands out step plans one ahead and folds reports into records.
+
+No Ray and no torch here. While a step runs, the next step's plan already waits at every
+rank, so the driver's own time hides behind the ranks'.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+
+from disagg_train.driver.ports import Group
+from disagg_train.errors import RankError
+from disagg_train.metrics.records import RankReport, StepRecord, module_times
+from disagg_train.planner.step_plan import StepPlan
+
+Reports = list[RankReport]
+_BLAME_S = 3.0
+
+
+def train(
+    groups: Sequence[Group], plans: Iterator[StepPlan], deadline_s: float
+) -> Iterator[tuple[StepRecord, Reports]]:
+    """Run all plans, in order.
+
+    Args:
+        groups: every group of the job.
+        plans: one per step.
+        deadline_s: of one step.
+
+    Yields:
+        Per step its record, and all ranks' reports ordered by global rank.
+
+    Raises:
+        RankError: a rank died, hung or raised.
+    """
+    plan = next(plans, None)
+    running = _start(groups, plan, upcoming := next(plans, None)) if plan else []
+    begin_s = time.perf_counter()
+    while plan is not None:
+        following = next(plans, None)
+        waiting = _start(groups, upcoming, following) if upcoming else []
+        reports = collect(running, deadline_s)
+        now_s = time.perf_counter()
+        yield _record(plan, reports, now_s - begin_s), reports
+        begin_s, running = now_s, waiting
+        plan, upcoming = upcoming, following
+
+
+def evaluate(groups: Sequence[Group], plan: StepPlan, deadline_s: float) -> Reports:
+    """Run an evaluation on all groups; return all ranks' reports."""
+    return collect([group.evaluate(plan) for group in groups], deadline_s)
+
+
+def _start(
+    groups: Sequence[Group], plan: StepPlan, upcoming: StepPlan | None
+) -> list[Future[Sequence[RankReport]]]:
+    return [group.train(plan, upcoming) for group in groups]
+
+
+def collect(running: list[Future[Sequence[RankReport]]], deadline_s: float) -> Reports:
+    """Wait for all groups and return their ranks' reports, by global rank.
+
+    A rank's death takes its peers along with errors of their own; the others get a moment
+    to report, and the error of a rank that died is the one that is raised.
+    """
+    done, pending = wait(running, timeout=deadline_s, return_when=FIRST_EXCEPTION)
+    failed = [future.exception() for future in done if future.exception()]
+    if failed:
+        late, _ = wait(pending, timeout=_BLAME_S)
+        failed += [future.exception() for future in late if future.exception()]
+        raise min(failed, key=lambda e: not getattr(e, "died", False))  # type: ignore[type-var]
+    if pending:
+        raise RankError(f"no answer for {deadline_s:g} s; the step hangs", "any", -1)
+    reports = [report for future in running for report in future.result()]
+    return sorted(reports, key=lambda report: report.place)
+
+
+def _record(plan: StepPlan, reports: Reports, step_time_s: float) -> StepRecord:
+    agreed = reports[0]
+    return StepRecord(
+        step=plan.step,
+        loss=agreed.loss_sum / max(plan.num_target_tokens, 1),
+        grad_norm=agreed.grad_norm,
+        lr=plan.learning_rate,
+        num_target_tokens=plan.num_target_tokens,
+        num_tokens=sum(sample.sequence_tokens for sample in plan.samples),
+        step_time_s=step_time_s,
+        skipped=agreed.skipped,
+        modules=module_times(reports, list(plan.assignment)),
+    )

@@ -1,0 +1,29 @@
+"""What the driver asks of a group of ranks. Ray actors implement it; so can anything else."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Protocol
+
+from disagg_train.metrics.records import RankReport
+from disagg_train.planner.step_plan import StepPlan
+
+
+class Group(Protocol):
+    """Ranks that host some modules. Calls return at once; futures hold one report per rank.
+
+    A future fails with ``RankError`` where a rank died, hung or raised.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name of the group in the job file."""
+
+    def train(self, plan: StepPlan, upcoming: StepPlan | None) -> "Future[Sequence[RankReport]]":
+        """Start a training step; ``upcoming`` is the one after it, to be loaded meanwhile."""
+
+    def evaluate(self, plan: StepPlan) -> "Future[Sequence[RankReport]]":
+        """Start an evaluation."""
+
+    def save(self, folder: Path) -> "Future[Sequence[dict[str, str]]]":
+        """Write the group's modules below ``folder``; returns file name -> SHA-256."""

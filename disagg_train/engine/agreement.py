@@ -1,0 +1,57 @@
+"""The commit point of a step: one norm and one decision for all modules.
+
+Every rank adds its part to a small vector on the job-wide control group: each module's
+leader its squared gradient norm, the LLM's ranks their losses. All ranks then hold the same
+sum and decide the same.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from disagg_train.boundary.gloo import GlooGroup
+from disagg_train.engine.stage import Stage
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What all ranks agreed on.
+
+    Args:
+        grad_norm: over all modules.
+        loss_sum: over all target tokens of the global batch.
+        skip: whether no module may change its weights.
+    """
+
+    grad_norm: float = 0.0
+    loss_sum: float = 0.0
+    skip: bool = False
+
+
+def agree(
+    control: GlooGroup, stages: Mapping[str, Stage], modules: Sequence[str], loss_sum: float
+) -> Agreement:
+    """Settle the step over all ranks of the job.
+
+    Args:
+        control: group of all ranks.
+        stages: this rank's modules; their gradients are synced.
+        modules: all modules of the job; slot i of the vector belongs to the i-th.
+        loss_sum: this rank's part of the loss, each token counted on one rank.
+    """
+    slots = torch.zeros(len(modules) + 1, dtype=torch.float64)
+    for index, name in enumerate(modules):
+        stage = stages.get(name)
+        if stage is None or stage.optimizer is None:
+            continue
+        squared_norm = stage.optimizer.squared_norm()
+        if dist.get_rank(stage.groups.intra_dist_opt) == 0:
+            slots[index] = squared_norm
+    slots[-1] = loss_sum
+    control.all_reduce(slots)
+    squared = slots[:-1].sum().item()
+    healthy = math.isfinite(squared)
+    return Agreement(math.sqrt(squared) if healthy else math.inf, slots[-1].item(), not healthy)

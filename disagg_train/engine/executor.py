@@ -1,0 +1,241 @@
+"""Runs an op list. This is the file to read first: one training step of one rank.
+
+A schedule says what to do; every op kind has one method here. Colocated and disjoint jobs,
+encoders and the LLM, training and evaluation all go through ``run``.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from disagg_train.boundary.step_exchanges import RankExchanges
+from disagg_train.engine.agreement import Agreement, agree
+from disagg_train.engine.decode import evaluate
+from disagg_train.engine.inputs import StepInputs
+from disagg_train.engine.links import Link
+from disagg_train.engine.stage import Stage
+from disagg_train.engine.world import World
+from disagg_train.metrics.records import RankReport, Span
+from disagg_train.modules.batch import LanguageBatch
+from disagg_train.planner.step_plan import StepPlan
+from disagg_train.schedule.ops import Op, OpKind
+
+_CATEGORY = {
+    OpKind.FORWARD: "forward",
+    OpKind.EVALUATE: "forward",
+    OpKind.BACKWARD: "backward",
+    OpKind.SEND_FORWARD: "boundary",
+    OpKind.RECV_FORWARD: "boundary",
+    OpKind.SEND_BACKWARD: "boundary",
+    OpKind.RECV_BACKWARD: "boundary",
+}
+
+
+class Executor:
+    """One rank's modules and boundaries, driven by op lists.
+
+    Args:
+        world: the groups of the rank.
+        stages: its modules.
+        links: its boundaries.
+        modules: all modules of the job, in order; agreed vectors follow it.
+        language: name of the LLM.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        stages: Mapping[str, Stage],
+        links: Mapping[str, Link],
+        modules: Sequence[str],
+        language: str,
+    ) -> None:
+        self._world, self._stages, self._links = world, stages, links
+        self._modules, self._language = tuple(modules), language
+        self._do = {
+            OpKind.FORWARD: self._forward,
+            OpKind.BACKWARD: self._backward,
+            OpKind.EVALUATE: self._evaluate,
+            OpKind.SEND_FORWARD: self._send_forward,
+            OpKind.RECV_FORWARD: self._recv_forward,
+            OpKind.SEND_BACKWARD: self._send_backward,
+            OpKind.RECV_BACKWARD: self._recv_backward,
+            OpKind.GRAD_SYNC: self._grad_sync,
+            OpKind.AGREE: self._agree,
+            OpKind.OPTIMIZER_STEP: self._optimizer_step,
+        }
+        self.current_op: Op | None = None
+
+    def run(self, ops: Sequence[Op], plan: StepPlan, inputs: StepInputs) -> RankReport:
+        """Run one step.
+
+        Args:
+            ops: this rank's op list.
+            plan: the step plan; its digest is compared over all ranks before anything moves.
+            inputs: this rank's batches and exchanges, made from the plan.
+
+        Raises:
+            PlanError: another rank holds another plan.
+            BoundaryError: an exchange failed or timed out.
+        """
+        self._start_step(plan, inputs)
+        self._world.check_same(plan.digest, f"step {plan.step}")
+        self._post_first_receives(ops)
+        for position, op in enumerate(ops):
+            self.current_op, begin = op, time.time()
+            self._do[op.kind](op)
+            self._spans.append(_span(op, begin, time.time()))
+            if op.kind.is_recv:
+                self._post_next_receive(op, ops[position + 1 :])
+        self.current_op = None
+        return self._end_step()
+
+    def _start_step(self, plan: StepPlan, inputs: StepInputs) -> None:
+        self._plan, self._inputs = plan, inputs
+        self._rows: dict[tuple[str, int], Tensor] = {}
+        self._leaves: dict[tuple[str, int], Tensor] = {}
+        self._grads: dict[tuple[str, int], Tensor] = {}
+        self._spans: list[Span] = []
+        self._answers: dict[int, list[int]] = {}
+        self._loss_sum = 0.0
+        self._agreement: Agreement | None = None
+        for stage in self._stages.values():
+            if stage.optimizer is not None:
+                stage.optimizer.zero_grad()
+
+    def _end_step(self) -> RankReport:
+        sent = {}
+        for name, link in self._links.items():
+            link.forward.drain()
+            link.backward.drain()
+            sent[name] = link.forward.take_sent_bytes() + link.backward.take_sent_bytes()
+        for stage in self._stages.values():
+            stage.release()
+        agreement = self._agreement or Agreement(loss_sum=self._loss_sum)
+        return RankReport(
+            place=self._world.place,
+            loss_sum=agreement.loss_sum,
+            grad_norm=agreement.grad_norm,
+            skipped=agreement.skip,
+            spans=tuple(self._spans),
+            sent_bytes=sent,
+            answers=self._answers,
+        )
+
+    # Compute.
+
+    def _forward(self, op: Op) -> None:
+        stage = self._stages[op.module]
+        batch = self._inputs.batches[op.module][op.microbatch]
+        if op.module != self._language:
+            self._rows[op.module, op.microbatch] = stage.forward(op.microbatch, batch, {})
+            return
+        loss = stage.forward(op.microbatch, batch, self._take_leaves(op.microbatch))
+        self._count_loss(float(loss.detach().sum()))
+
+    def _take_leaves(self, microbatch: int) -> dict[str, Tensor]:
+        return {
+            link.boundary.source.module: self._leaves.pop((name, microbatch))
+            for name, link in self._links.items()
+        }
+
+    def _count_loss(self, loss_sum: float) -> None:
+        """Every tp rank of a dp rank sees the same loss; one of them counts it."""
+        if self._stages[self._language].groups.tp.rank() == 0:
+            self._loss_sum += loss_sum
+
+    def _backward(self, op: Op) -> None:
+        grad = self._grads.pop((op.module, op.microbatch), None)
+        for encoder, grad_TD in self._stages[op.module].backward(op.microbatch, grad).items():
+            self._grads[encoder, op.microbatch] = grad_TD
+
+    def _evaluate(self, op: Op) -> None:
+        batch = self._inputs.batches[op.module][op.microbatch]
+        leaves = self._take_leaves(op.microbatch)
+        if batch is None:
+            return
+        assert isinstance(batch, LanguageBatch)
+        model = self._stages[op.module].unwrapped
+        present = {name: rows for name, rows in leaves.items() if len(rows)}
+        loss_sum, answers = evaluate(model, batch, present)
+        self._count_loss(loss_sum)
+        lane = self._stages[op.module].groups.dp.rank()
+        for index, answer in zip(
+            self._plan.held(op.module, op.microbatch, lane), answers, strict=True
+        ):
+            self._answers[self._plan.samples[index].key] = answer
+
+    # Boundaries.
+
+    def _exchange(self, op: Op) -> RankExchanges:
+        return self._inputs.exchanges[op.boundary][op.microbatch]
+
+    def _send_forward(self, op: Op) -> None:
+        link = self._links[op.boundary]
+        rows_TD = self._rows.pop((link.boundary.source.module, op.microbatch))
+        link.forward.launch(op.microbatch, self._exchange(op).forward, rows_TD)
+
+    def _recv_forward(self, op: Op) -> None:
+        link = self._links[op.boundary]
+        rows_TD = link.forward.finish(op.microbatch)
+        trains = link.carries_gradient and torch.is_grad_enabled()
+        self._leaves[op.boundary, op.microbatch] = rows_TD.requires_grad_(trains)
+
+    def _send_backward(self, op: Op) -> None:
+        link = self._links[op.boundary]
+        grad_TD = self._grads.pop((link.boundary.source.module, op.microbatch))
+        link.backward.launch(op.microbatch, self._exchange(op).backward, grad_TD)
+
+    def _recv_backward(self, op: Op) -> None:
+        link = self._links[op.boundary]
+        source = link.boundary.source.module
+        self._grads[source, op.microbatch] = link.backward.finish(op.microbatch)
+
+    def _post_first_receives(self, ops: Sequence[Op]) -> None:
+        firsts: dict[tuple[OpKind, str], Op] = {}
+        for op in ops:
+            if op.kind.is_recv:
+                firsts.setdefault((op.kind, op.boundary), op)
+        for op in firsts.values():
+            self._post(op)
+
+    def _post_next_receive(self, done: Op, later: Sequence[Op]) -> None:
+        for op in later:
+            if op.kind is done.kind and op.boundary == done.boundary:
+                self._post(op)
+                return
+
+    def _post(self, op: Op) -> None:
+        """Post a receive, unless this rank's own send of that exchange will launch it."""
+        link, exchange = self._links[op.boundary], self._exchange(op)
+        boundary = link.boundary
+        if op.kind is OpKind.RECV_FORWARD and self._world.place not in boundary.source.places:
+            link.forward.post(op.microbatch, exchange.forward)
+        if op.kind is OpKind.RECV_BACKWARD and self._world.place not in boundary.destination.places:
+            link.backward.post(op.microbatch, exchange.backward)
+
+    # The end of a step.
+
+    def _grad_sync(self, op: Op) -> None:
+        optimizer = self._stages[op.module].optimizer
+        assert optimizer is not None
+        optimizer.sync(self._plan.num_target_tokens)
+
+    def _agree(self, op: Op) -> None:
+        del op
+        self._agreement = agree(
+            self._world.control, self._stages, self._modules, self._loss_sum
+        )
+
+    def _optimizer_step(self, op: Op) -> None:
+        optimizer = self._stages[op.module].optimizer
+        assert optimizer is not None and self._agreement is not None
+        if not self._agreement.skip:
+            optimizer.step(self._plan.learning_rate, self._agreement.grad_norm)
+
+
+def _span(op: Op, begin_s: float, end_s: float) -> Span:
+    module = op.module or op.boundary.partition("->")[0]
+    return Span(str(op), module, _CATEGORY.get(op.kind, "update"), begin_s, end_s)

@@ -1,0 +1,101 @@
+"""What a run reports: one object per step for people, one per rank and step underneath."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Span:
+    """Something a rank did: an op with its begin and end, in seconds since the epoch."""
+
+    name: str
+    module: str
+    category: str
+    begin_s: float
+    end_s: float
+
+    @property
+    def duration_s(self) -> float:
+        """How long it took."""
+        return self.end_s - self.begin_s
+
+
+@dataclass(frozen=True)
+class RankReport:
+    """What one rank says of one step.
+
+    Args:
+        place: global rank.
+        loss_sum: of all target tokens of the global batch, agreed by all ranks; in an
+            evaluation, where nothing is agreed, this rank's own part.
+        grad_norm: over all modules, agreed by all ranks.
+        skipped: whether all modules skipped the update (a norm that is not finite).
+        spans: the ops it ran, in order.
+        sent_bytes: per boundary, bytes that left this rank, both directions.
+        answers: per held-out sample key, the generated tokens (evaluation only).
+    """
+
+    place: int
+    loss_sum: float = 0.0
+    grad_norm: float = 0.0
+    skipped: bool = False
+    spans: Sequence[Span] = ()
+    sent_bytes: Mapping[str, int] = field(default_factory=dict)
+    answers: Mapping[int, Sequence[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModuleTimes:
+    """Seconds of one module in one step: the slowest rank's."""
+
+    forward_s: float = 0.0
+    backward_s: float = 0.0
+    boundary_s: float = 0.0
+    boundary_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One line of ``metrics.jsonl``."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    lr: float
+    num_target_tokens: int
+    num_tokens: int
+    step_time_s: float
+    skipped: bool
+    modules: Mapping[str, ModuleTimes]
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens of the LLM's streams per second."""
+        return self.num_tokens / self.step_time_s if self.step_time_s else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record as plain data."""
+        return asdict(self)
+
+
+def module_times(reports: Sequence[RankReport], modules: Sequence[str]) -> dict[str, ModuleTimes]:
+    """Fold the ranks' spans into seconds per module, the slowest rank's of each kind."""
+    return {name: _times(reports, name) for name in modules}
+
+
+def _times(reports: Sequence[RankReport], module: str) -> ModuleTimes:
+    def slowest(category: str) -> float:
+        totals = (
+            sum(s.duration_s for s in r.spans if s.module == module and s.category == category)
+            for r in reports
+        )
+        return max(totals, default=0.0)
+
+    sent = sum(
+        count
+        for report in reports
+        for boundary, count in report.sent_bytes.items()
+        if module in boundary.split("->")
+    )
+    return ModuleTimes(slowest("forward"), slowest("backward"), slowest("boundary"), sent)

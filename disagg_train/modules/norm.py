@@ -1,0 +1,28 @@
+"""RMSNorm and LayerNorm for the CPU layer spec; unlike torch's, they work under sp."""
+
+import torch
+from megatron.core.transformer import TransformerConfig
+from torch import Tensor, nn
+
+
+class Norm(nn.Module):
+    """Normalises the last dim as ``config.normalization`` says.
+
+    Under sequence parallelism each tp rank sees its own tokens only, so the weights carry
+    ``sequence_parallel`` and Megatron sums their gradients over tp.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        centred = config.normalization == "LayerNorm"
+        self.bias = nn.Parameter(torch.zeros(hidden_size)) if centred else None
+        for parameter in self.parameters():
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` of shape ``[..., D]``."""
+        if self.bias is None:
+            return nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return nn.functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)

@@ -1,0 +1,88 @@
+"""Megatron configs and layer specs: Transformer Engine on GPUs, our own parts on CPUs."""
+
+import torch
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLPSubmodules
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from torch.nn.functional import gelu, silu
+
+from disagg_train.config.modules import GptConfig, GptModule, ParallelConfig, VitConfig, VitModule
+from disagg_train.modules.attention import PackedAttention
+from disagg_train.modules.norm import Norm
+
+
+def megatron_config(model: GptConfig | VitConfig, parallel: ParallelConfig) -> TransformerConfig:
+    """Return Megatron's config of a module.
+
+    The LLM has RMSNorm, SwiGLU and no biases, an encoder LayerNorm, GELU and biases.
+    Gradients are sums over tokens (``calculate_per_token_loss``), weights are drawn by
+    name elsewhere (``perform_initialization`` off), and nothing is dropped out.
+    """
+    is_gpt = isinstance(model, GptConfig)
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.query_groups if is_gpt else None,
+        ffn_hidden_size=model.ffn_size,
+        normalization="RMSNorm" if is_gpt else "LayerNorm",
+        gated_linear_unit=is_gpt,
+        activation_func=silu if is_gpt else gelu,
+        add_bias_linear=not is_gpt,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        persist_layer_norm=False,
+        gradient_accumulation_fusion=False,
+        perform_initialization=False,
+        calculate_per_token_loss=True,
+        tensor_model_parallel_size=parallel.tp,
+        sequence_parallel=parallel.sequence_parallel,
+        params_dtype=torch.float32,
+    )
+
+
+def layer_specs(
+    module: GptModule | VitModule, config: TransformerConfig
+) -> TransformerBlockSubmodules:
+    """Return the specs of a module's layers and of its last norm.
+
+    An encoder must say ``no_mask``: without a mask Megatron's default is causal, silently.
+    """
+    spec = _gpu_layer(config) if torch.cuda.is_available() else _cpu_layer(config)
+    if isinstance(module, VitModule):
+        spec.submodules.self_attention.params = {"attn_mask_type": AttnMaskType.no_mask}
+    last_norm = Norm if not torch.cuda.is_available() else _te_norm()
+    return TransformerBlockSubmodules([spec] * config.num_layers, layer_norm=last_norm)
+
+
+def _cpu_layer(config: TransformerConfig) -> ModuleSpec:
+    spec = get_gpt_layer_local_spec(normalization=config.normalization)
+    spec.submodules.input_layernorm = Norm
+    spec.submodules.pre_mlp_layernorm = Norm
+    spec.submodules.self_attention.submodules.core_attention = PackedAttention
+    return spec
+
+
+def _gpu_layer(config: TransformerConfig) -> ModuleSpec:
+    del config
+    return get_gpt_layer_with_transformer_engine_spec()
+
+
+def _te_norm() -> type:
+    from megatron.core.extensions.transformer_engine import TENorm
+
+    return TENorm
+
+
+def mlp_submodules() -> MLPSubmodules:
+    """Return the linears of a projector; plain Megatron ones serve CPUs and GPUs alike."""
+    return MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)

@@ -1,0 +1,101 @@
+"""Weights by name: the same full tensors on every layout, cut into each rank's shard.
+
+A parameter's full name is its module's name and its path in the model, with layers counted
+over the whole model. (seed, full name) alone decides its initial values.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from megatron.core.transformer.transformer_layer import TransformerLayer
+from torch import Tensor, nn
+
+_STD = 0.02
+
+
+def named_weights(module: str, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield (full name, parameter) of every weight of a module's local model."""
+    layers = {
+        f"{path}.": f"{path.rpartition('.')[0]}.{layer.layer_number - 1}."
+        for path, layer in model.named_modules()
+        if isinstance(layer, TransformerLayer)
+    }
+    for name, parameter in model.named_parameters():
+        for local, full in layers.items():
+            if name.startswith(local):
+                name = full + name.removeprefix(local)
+                break
+        yield f"{module}.{name}", parameter
+
+
+def is_sharded(parameter: nn.Parameter) -> bool:
+    """Whether tp ranks hold different parts of the parameter."""
+    return bool(getattr(parameter, "tensor_model_parallel", False))
+
+
+def full_shape(parameter: nn.Parameter, tp: int) -> list[int]:
+    """Return the shape of the whole parameter."""
+    shape = list(parameter.shape)
+    if is_sharded(parameter):
+        shape[parameter.partition_dim] *= tp  # type: ignore[attr-defined]
+    return shape
+
+
+def draw(seed: int, name: str, shape: list[int]) -> Tensor:
+    """Return the initial values of the full parameter, drawn on the CPU in fp32.
+
+    Biases are zero, norm weights one, everything else is normal with deviation 0.02,
+    divided by sqrt(2 * 12) where it ends a residual branch.
+    """
+    if name.endswith("bias"):
+        return torch.zeros(shape)
+    if len(shape) == 1:
+        return torch.ones(shape)
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    ends_branch = name.endswith(("linear_proj.weight", "linear_fc2.weight"))
+    std = _STD / math.sqrt(24) if ends_branch else _STD
+    return torch.randn(shape, generator=generator) * std
+
+
+def shard(full: Tensor, parameter: nn.Parameter, tp_rank: int, tp: int) -> Tensor:
+    """Return the part of a full tensor that a tp rank holds.
+
+    With a partition stride (SwiGLU's first matrix has 2) a rank holds one piece of each of
+    the stride's blocks.
+    """
+    if tp == 1 or not is_sharded(parameter):
+        return full
+    dim, stride = parameter.partition_dim, parameter.partition_stride  # type: ignore[attr-defined]
+    pieces = torch.split(full, full.shape[dim] // tp // stride, dim=dim)
+    return torch.cat(pieces[tp_rank::tp], dim=dim)
+
+
+def unshard(parts: list[Tensor], parameter: nn.Parameter) -> Tensor:
+    """Return the full tensor from all tp ranks' parts; the inverse of ``shard``."""
+    if len(parts) == 1 or not is_sharded(parameter):
+        return parts[0]
+    dim, stride = parameter.partition_dim, parameter.partition_stride  # type: ignore[attr-defined]
+    blocks = [torch.chunk(part, stride, dim=dim) for part in parts]
+    return torch.cat([part[i] for i in range(stride) for part in blocks], dim=dim)
+
+
+def initialize(module: str, model: nn.Module, seed: int, group: dist.ProcessGroup) -> None:
+    """Fill a local model with its shards of the weights that (seed, name) decide."""
+    tp_rank, tp = group.rank(), group.size()
+    with torch.no_grad():
+        for name, parameter in named_weights(module, model):
+            full = draw(seed, name, full_shape(parameter, tp))
+            parameter.copy_(shard(full, parameter, tp_rank, tp))
+
+
+def gather_full(tensor: Tensor, parameter: nn.Parameter, group: dist.ProcessGroup) -> Tensor:
+    """Return the full tensor on every tp rank, from this rank's part of it."""
+    if group.size() == 1 or not is_sharded(parameter):
+        return tensor.detach().clone()
+    parts = [torch.empty_like(tensor) for _ in range(group.size())]
+    dist.all_gather(parts, tensor.detach().contiguous(), group=group)
+    return unshard(parts, parameter)

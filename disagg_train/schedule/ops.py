@@ -1,0 +1,90 @@
+"""The words of a schedule: ops, and the op list of every rank."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class OpKind(StrEnum):
+    """What a rank does."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    EVALUATE = "evaluate"
+    SEND_FORWARD = "send_forward"
+    RECV_FORWARD = "recv_forward"
+    SEND_BACKWARD = "send_backward"
+    RECV_BACKWARD = "recv_backward"
+    GRAD_SYNC = "grad_sync"
+    AGREE = "agree"
+    OPTIMIZER_STEP = "optimizer_step"
+
+    @property
+    def is_compute(self) -> bool:
+        """Whether all ranks of a lane run the op together."""
+        return self in (OpKind.FORWARD, OpKind.BACKWARD, OpKind.EVALUATE)
+
+    @property
+    def is_send(self) -> bool:
+        """Whether the op launches an exchange."""
+        return self in (OpKind.SEND_FORWARD, OpKind.SEND_BACKWARD)
+
+    @property
+    def is_recv(self) -> bool:
+        """Whether the op waits for an exchange."""
+        return self in (OpKind.RECV_FORWARD, OpKind.RECV_BACKWARD)
+
+    @property
+    def is_gradient(self) -> bool:
+        """Whether a transfer carries gradients."""
+        return self in (OpKind.SEND_BACKWARD, OpKind.RECV_BACKWARD)
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One entry of a rank's schedule.
+
+    Args:
+        kind: what to do.
+        module: whose forward, backward, gradient sync or update; empty for transfers.
+        microbatch: which one; -1 where the op belongs to the step.
+        boundary: name of the boundary of a transfer.
+    """
+
+    kind: OpKind
+    module: str = ""
+    microbatch: int = -1
+    boundary: str = ""
+
+    def __str__(self) -> str:
+        where = self.module or self.boundary
+        number = f" {self.microbatch}" if self.microbatch >= 0 else ""
+        return f"{self.kind} {where}{number}".replace("  ", " ").rstrip()
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The op lists of all ranks.
+
+    Args:
+        name: of the builder, for people.
+        ops: per global rank.
+        num_microbatches: of every module.
+        in_flight: per module, the most microbatches between forward and backward.
+    """
+
+    name: str
+    ops: tuple[tuple[Op, ...], ...]
+    num_microbatches: int
+    in_flight: Mapping[str, int]
+
+
+def update_ops(modules: list[str]) -> list[Op]:
+    """Return the end of a training step: sync gradients, agree, then change weights.
+
+    Args:
+        modules: the trainable modules of the rank.
+    """
+    syncs = [Op(OpKind.GRAD_SYNC, module) for module in modules]
+    steps = [Op(OpKind.OPTIMIZER_STEP, module) for module in modules]
+    return [*syncs, Op(OpKind.AGREE), *steps]

@@ -1,0 +1,94 @@
+"""Rules of one module: its degrees, its sizes, what it trains."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from disagg_train.config.base import divisors
+from disagg_train.config.load import load_job
+from disagg_train.config.modules import ParallelConfig
+from tests.unit.config.jobs import JOB, refusal
+
+
+@pytest.mark.parametrize(
+    ("axis", "name"),
+    [
+        ("cp", "context parallelism"),
+        ("pp", "pipeline parallelism inside a module"),
+        ("ep", "expert parallelism"),
+    ],
+)
+def test_an_axis_that_is_not_built_yet_is_refused(axis: str, name: str) -> None:
+    assert refusal(f"modules.language.parallel.{axis}=2") == (
+        f"modules.language.parallel: {axis}=2: {name} is not supported yet; "
+        f"use {axis}: 1 and put the ranks into tp or dp"
+    )
+
+
+@pytest.mark.parametrize("axis", ["tp", "dp", "cp", "pp", "ep"])
+def test_a_degree_below_one_is_refused(axis: str) -> None:
+    message = refusal(f"modules.language.parallel.{axis}=0")
+    assert message.startswith(f"modules.language.parallel.{axis}: ")
+
+
+def test_heads_that_do_not_divide_the_width_are_refused_with_those_that_do() -> None:
+    assert refusal("modules.vision.model.num_attention_heads=5") == (
+        "modules.vision.model: num_attention_heads=5 does not divide hidden_size=32; "
+        "use one of [1, 2, 4, 8, 16, 32]"
+    )
+
+
+def test_query_groups_that_do_not_divide_the_heads_are_refused_with_those_that_do() -> None:
+    assert refusal("modules.language.model.num_query_groups=3") == (
+        "modules.language.model: num_query_groups=3 does not divide num_attention_heads=8; "
+        "use one of [1, 2, 4, 8]"
+    )
+
+
+def test_sizes_that_are_left_out_follow_from_the_others() -> None:
+    model = load_job(JOB).language.model
+    assert (model.ffn_size, model.query_groups) == (256, 8)
+
+
+def test_the_degrees_multiply_to_the_ranks_and_ep_adds_none() -> None:
+    assert ParallelConfig(tp=2, dp=3).num_ranks == 6
+
+
+@pytest.mark.parametrize(
+    ("tp", "sp", "splits"), [(2, True, True), (1, True, False), (2, False, False)]
+)
+def test_tokens_are_split_only_where_several_tp_ranks_share_them(
+    tp: int, sp: bool, splits: bool
+) -> None:
+    assert ParallelConfig(tp=tp, sp=sp).sequence_parallel is splits
+
+
+@pytest.mark.parametrize(
+    ("freeze", "freeze_projector", "trainable"),
+    [
+        ("false", "null", True),
+        ("true", "null", False),
+        ("true", "false", True),
+        ("false", "true", True),
+        ("true", "true", False),
+    ],
+)
+def test_an_encoder_trains_unless_it_and_its_projector_are_frozen(
+    freeze: str, freeze_projector: str, trainable: bool
+) -> None:
+    overrides = [
+        f"modules.vision.freeze={freeze}",
+        f"modules.vision.projector={{freeze: {freeze_projector}}}",
+    ]
+    assert load_job(JOB, overrides).modules["vision"].trainable is trainable
+
+
+def test_a_frozen_llm_trains_nothing() -> None:
+    assert load_job(JOB).language.trainable
+    assert not load_job(JOB, ["modules.language.freeze=true"]).language.trainable
+
+
+@given(st.integers(1, 200))
+def test_divisors_are_all_numbers_that_divide(number: int) -> None:
+    assert [number // d for d in reversed(divisors(number))] == divisors(number)
+    assert all(number % d for d in set(range(1, number + 1)) - set(divisors(number)))

@@ -1,0 +1,18 @@
+"""One hypothesis profile for the unit tests: no deadline, since machines are shared."""
+
+import tempfile
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis.configuration import set_hypothesis_home_dir
+
+set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "disagg_train_hypothesis")
+settings.register_profile(
+    "unit",
+    deadline=None,
+    max_examples=150,
+    database=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("unit")

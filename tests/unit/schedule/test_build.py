@@ -1,0 +1,157 @@
+"""Built schedules: every random one is proven, and the golden ones stay as they are.
+
+Golden files: run with ``REGENERATE_GOLDEN=1`` to write them anew, then read the diff.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from disagg_train.schedule.build import evaluation_schedule, training_schedule
+from disagg_train.schedule.check import check
+from disagg_train.schedule.graph import ModuleGraph
+from disagg_train.schedule.ops import Op, OpKind, Schedule
+from tests.unit.schedule.strategies import (
+    LANGUAGE,
+    TrainingCase,
+    colocated_graph,
+    disjoint_graph,
+    graphs,
+    mixed_graph,
+    training_cases,
+)
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+
+GOLDEN_SCHEDULES: Mapping[str, Callable[[], Schedule]] = {
+    "one_f_one_b_4_microbatches": lambda: training_schedule(disjoint_graph(), 4, 4),
+    "one_f_one_b_1_microbatch": lambda: training_schedule(disjoint_graph(), 1, 1),
+    "one_f_one_b_frozen_encoder": lambda: training_schedule(disjoint_graph(False), 3, 3),
+    "colocated_one_window": lambda: training_schedule(colocated_graph(), 3, 3),
+    "colocated_windows_of_2": lambda: training_schedule(colocated_graph(), 3, 2),
+    "mixed_windows_of_2": lambda: training_schedule(mixed_graph(), 3, 2),
+    "evaluation_disjoint": lambda: evaluation_schedule(disjoint_graph(), 2),
+    "evaluation_mixed": lambda: evaluation_schedule(mixed_graph(), 2),
+}
+
+
+def as_text(schedule: Schedule) -> str:
+    lines = [f"rank {rank}: {op}" for rank, ops in enumerate(schedule.ops) for op in ops]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("name", GOLDEN_SCHEDULES)
+def test_a_schedule_is_its_golden_file(name: str) -> None:
+    path = GOLDEN / f"schedule_{name}.txt"
+    text = as_text(GOLDEN_SCHEDULES[name]())
+    if os.environ.get("REGENERATE_GOLDEN") == "1":
+        path.write_text(text)
+    assert path.exists(), f"no {path}; run with REGENERATE_GOLDEN=1 to write it"
+    assert text == path.read_text(), f"differs from {path}; REGENERATE_GOLDEN=1 writes it anew"
+
+
+def of_kind(schedule: Schedule, *kinds: OpKind) -> list[Op]:
+    return [op for ops in schedule.ops for op in ops if op.kind in kinds]
+
+
+@given(training_cases())
+def test_every_training_schedule_passes_the_checker(case: TrainingCase) -> None:
+    check(case.schedule, case.graph)
+
+
+@given(graphs(), st.integers(1, 6))
+def test_every_evaluation_schedule_passes_the_checker(
+    graph: ModuleGraph, num_microbatches: int
+) -> None:
+    check(evaluation_schedule(graph, num_microbatches), graph)
+
+
+@given(training_cases())
+def test_every_rank_runs_exactly_its_modules_forwards_and_backwards(case: TrainingCase) -> None:
+    for rank, ops in enumerate(case.schedule.ops):
+        found = sorted(str(op) for op in ops if op.kind.is_compute)
+        assert found == sorted(expected_compute(case, rank))
+
+
+def expected_compute(case: TrainingCase, rank: int) -> list[str]:
+    here = [n.name for n in case.graph.nodes.values() if rank in n.places]
+    numbers = range(case.num_microbatches)
+    forwards = [f"forward {name} {i}" for name in here for i in numbers]
+    backwards = [
+        f"backward {name} {i}" for name in here for i in numbers if case.graph.runs_backward(name)
+    ]
+    return forwards + backwards
+
+
+@given(training_cases())
+def test_every_rank_agrees_once_and_updates_its_trainable_modules(case: TrainingCase) -> None:
+    for rank, ops in enumerate(case.schedule.ops):
+        trainable = {n.name for n in case.graph.nodes.values() if rank in n.places and n.trainable}
+        assert [op for op in ops if op.kind is OpKind.AGREE] == [Op(OpKind.AGREE)]
+        for kind in (OpKind.GRAD_SYNC, OpKind.OPTIMIZER_STEP):
+            modules = [op.module for op in ops if op.kind is kind]
+            assert sorted(modules) == sorted(trainable)
+
+
+@given(training_cases())
+def test_a_frozen_encoder_has_no_backward_and_no_backward_boundary_ops(case: TrainingCase) -> None:
+    boundaries = of_kind(case.schedule, OpKind.SEND_BACKWARD, OpKind.RECV_BACKWARD)
+    trainable = {edge.name for edge in case.graph.edges if case.graph.nodes[edge.source].trainable}
+    assert {op.boundary for op in boundaries} == trainable
+    for op in of_kind(case.schedule, OpKind.BACKWARD):
+        assert case.graph.runs_backward(op.module)
+
+
+@given(training_cases())
+def test_the_declared_activations_are_really_reached(case: TrainingCase) -> None:
+    schedule = case.schedule
+    for name, node in case.graph.nodes.items():
+        if case.graph.runs_backward(name):
+            held = most_held(schedule.ops[min(node.places)], name)
+            assert held == schedule.in_flight[name]
+
+
+def most_held(ops: tuple[Op, ...], module: str) -> int:
+    held, most = 0, 0
+    for op in ops:
+        if op.module == module and op.kind in (OpKind.FORWARD, OpKind.BACKWARD):
+            held += 1 if op.kind is OpKind.FORWARD else -1
+            most = max(most, held)
+    return most
+
+
+@given(training_cases())
+def test_a_colocated_encoder_holds_at_most_a_window(case: TrainingCase) -> None:
+    for edge in case.graph.encoders(LANGUAGE):
+        bound = case.schedule.in_flight[edge.source]
+        assert bound == min(case.window, case.num_microbatches)
+
+
+@given(training_cases())
+def test_the_ranks_of_a_group_run_the_same_ops(case: TrainingCase) -> None:
+    ops_of_group: dict[str, set[tuple[Op, ...]]] = {}
+    for node in case.graph.nodes.values():
+        for place in node.places:
+            ops_of_group.setdefault(node.group, set()).add(case.schedule.ops[place])
+    assert all(len(lists) == 1 for lists in ops_of_group.values())
+
+
+@given(training_cases())
+def test_a_schedule_is_named_by_how_its_encoders_sit(case: TrainingCase) -> None:
+    window = min(case.window, case.num_microbatches)
+    colocated = case.graph.encoders(LANGUAGE)
+    assert case.schedule.name == (f"colocated, windows of {window}" if colocated else "1f1b")
+
+
+@given(graphs(), st.integers(1, 6))
+def test_evaluation_has_no_gradients_and_no_updates(graph: ModuleGraph, count: int) -> None:
+    schedule = evaluation_schedule(graph, count)
+    kinds = {op.kind for op in of_kind(schedule, *OpKind)}
+    assert kinds == {OpKind.FORWARD, OpKind.SEND_FORWARD, OpKind.RECV_FORWARD, OpKind.EVALUATE}
+    evaluated = [op.microbatch for op in of_kind(schedule, OpKind.EVALUATE)]
+    ranks = len(graph.language.places)
+    assert evaluated == list(range(count)) * ranks
