@@ -179,11 +179,11 @@ class Cluster:
 
 
 def capacity(resources: Resources) -> int:
-    """Return how many ranks the cluster has room for now."""
-    free = ray.available_resources()
-    rooms = [free.get("CPU", 0.0) // resources.cpus]
+    """Return how many ranks the cluster has room for once nothing else runs there."""
+    total = ray.cluster_resources()
+    rooms = [total.get("CPU", 0.0) // resources.cpus]
     if resources.gpus:
-        rooms.append(free.get("GPU", 0.0) // resources.gpus)
+        rooms.append(total.get("GPU", 0.0) // resources.gpus)
     return int(min(rooms))
 
 

@@ -10,14 +10,10 @@ import ray
 from actors.cluster import Cluster, capacity, fit, rank_resources
 from actors.group import ActorGroup, results
 from actors.rendezvous import RendezvousHost
-from disagg_train.boundary.of_job import job_graph
 from disagg_train.config.job import JobConfig
-from disagg_train.driver.plans import evaluation_microbatches
+from disagg_train.driver.plans import job_schedules
 from disagg_train.engine.setup import RankSetup
 from disagg_train.errors import DisaggTrainError
-from disagg_train.schedule.build import evaluation_schedule, training_schedule
-from disagg_train.schedule.check import check
-from disagg_train.schedule.ops import Schedule
 
 _GOODBYE_S = 10.0
 
@@ -98,16 +94,6 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         self.close(sound=error is None or isinstance(error, GeneratorExit))
-
-
-def job_schedules(job: JobConfig) -> tuple[Schedule, Schedule]:
-    """Return the checked op lists of a training step and of an evaluation."""
-    graph, train = job_graph(job), job.train
-    training = training_schedule(graph, train.microbatches, train.window or train.microbatches)
-    evaluation = evaluation_schedule(graph, evaluation_microbatches(job))
-    check(training, graph)
-    check(evaluation, graph)
-    return training, evaluation
 
 
 def on_cluster(job: JobConfig) -> Session:

@@ -45,4 +45,9 @@ class RankError(DisaggTrainError):
         where += f" on node {node}" if node else ""
         where += f" during {op}" if op else ""
         super().__init__(f"{where}: {message}")
+        self.message = message
         self.group, self.rank, self.node, self.op = group, rank, node, op
+
+    def __reduce__(self) -> tuple[type["RankError"], tuple[str, str, int, str, str]]:
+        """Pickle by the constructor's arguments, so that the error survives its way home."""
+        return type(self), (self.message, self.group, self.rank, self.node, self.op)

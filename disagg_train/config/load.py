@@ -20,8 +20,8 @@ def load_job(source: str | Path | Mapping[str, Any] | JobConfig, overrides: Sequ
         overrides: ``a.b.c=value`` each; values are YAML.
 
     Raises:
-        ConfigError: the file is missing, is no YAML, or breaks a rule; all broken rules are
-            listed, each with the field's path.
+        ConfigError: the file is missing, is no YAML, or breaks rules; each is named with the
+            field's path. Rules that span several parts are looked at once the parts are sound.
     """
     content = _content(source)
     for override in overrides:
@@ -41,6 +41,8 @@ def _content(source: str | Path | Mapping[str, Any] | JobConfig) -> dict[str, An
         content = yaml.safe_load(Path(source).read_text())
     except FileNotFoundError:
         raise ConfigError(f"there is no job file {source}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the job file {source}: {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{source} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
@@ -62,11 +64,17 @@ def _override(content: dict[str, Any], override: str) -> None:
         node = node.setdefault(name, {})
         if not isinstance(node, dict):
             raise ConfigError(f"override {override!r}: {name} is a value, not a table of fields")
-    node[field] = yaml.safe_load(value)
+    try:
+        node[field] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from None
 
 
 def _explain(error: dict[str, Any]) -> str:
-    path = ".".join(str(part) for part in error["loc"] if part not in ("vit", "gpt"))
+    location = list(error["loc"])
+    if location[:1] == ["modules"]:
+        del location[2:3]  # pydantic names the union's member there
+    path = ".".join(map(str, location))
     if error["type"] == "extra_forbidden":
         *_, field = error["loc"]
         near = get_close_matches(str(field), _all_fields(), n=1)

@@ -6,8 +6,9 @@ sample; the target is the number as text. Training and evaluation use disjoint s
 Some samples are text only: a number to be repeated.
 """
 
+import importlib.util
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from disagg_train.planner.step_plan import SampleSize, Slot
 _SIDE = 8
 _BRIGHTEST = 16.0
 _EVALUATION_SCANS = 300
+_FILE = "datasets/data/digits.csv.gz"
 
 
 class DigitsSource:
@@ -112,20 +114,24 @@ class DigitsSource:
 
     def _split_scans(self, split: Split) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         if split not in self._scans:
-            scans = _load_scans()
-            order = np.random.default_rng(0).permutation(len(scans.target))
+            pixels, digits = _load_scans()
+            order = np.random.default_rng(0).permutation(len(digits))
             held_out, rest = order[:_EVALUATION_SCANS], order[_EVALUATION_SCANS:]
             chosen = rest if split == "train" else held_out
-            pixels = scans.images[chosen].astype(np.float32) / _BRIGHTEST
-            self._scans[split] = (pixels, scans.target[chosen].astype(np.int64))
+            self._scans[split] = (pixels[chosen], digits[chosen])
         return self._scans[split]
 
 
-def _load_scans() -> Any:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
+def _load_scans() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Read the scans ``[1797, 8, 8]`` and their digits from scikit-learn's files.
+
+    Importing scikit-learn itself takes seconds on every rank; its file is all we need.
+    """
+    package = importlib.util.find_spec("sklearn")
+    if package is None or package.origin is None:
         raise DataError(
             "the data set `digits` comes with scikit-learn; pip install 'disagg_train[demo]'"
-        ) from None
-    return load_digits()
+        )
+    table = np.loadtxt(Path(package.origin).parent / _FILE, delimiter=",")
+    pixels = table[:, :-1].reshape(-1, _SIDE, _SIDE) / _BRIGHTEST
+    return pixels.astype(np.float32), table[:, -1].astype(np.int64)

@@ -5,7 +5,7 @@ rank, so the driver's own time hides behind the ranks'.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 
 from disagg_train.driver.ports import Group
@@ -14,11 +14,15 @@ from disagg_train.metrics.records import RankReport, StepRecord, module_times
 from disagg_train.planner.step_plan import StepPlan
 
 Reports = list[RankReport]
+Running = list[Future[Sequence[RankReport]]]
 _BLAME_S = 3.0
 
 
 def train(
-    groups: Sequence[Group], plans: Iterator[StepPlan], deadline_s: float
+    groups: Sequence[Group],
+    plans: Iterable[StepPlan],
+    deadline_s: float,
+    pauses_after: Callable[[int], bool] = lambda step: False,
 ) -> Iterator[tuple[StepRecord, Reports]]:
     """Run all plans, in order.
 
@@ -26,6 +30,8 @@ def train(
         groups: every group of the job.
         plans: one per step.
         deadline_s: of one step.
+        pauses_after: steps after which the groups must be idle, because something else comes
+            (an evaluation); the plan after such a step is not handed out ahead.
 
     Yields:
         Per step its record, and all ranks' reports ordered by global rank.
@@ -33,17 +39,29 @@ def train(
     Raises:
         RankError: a rank died, hung or raised.
     """
-    plan = next(plans, None)
-    running = _start(groups, plan, upcoming := next(plans, None)) if plan else []
-    begin_s = time.perf_counter()
-    while plan is not None:
-        following = next(plans, None)
-        waiting = _start(groups, upcoming, following) if upcoming else []
+    running: Running | None = None
+    begin_s = 0.0
+    for plan, upcoming, following in _windows(plans):
+        if running is None:
+            begin_s, running = time.perf_counter(), _start(groups, plan, upcoming)
+        queued = None
+        if upcoming is not None and not pauses_after(plan.step):
+            queued = _start(groups, upcoming, following)
         reports = collect(running, deadline_s)
         now_s = time.perf_counter()
         yield _record(plan, reports, now_s - begin_s), reports
-        begin_s, running = now_s, waiting
-        plan, upcoming = upcoming, following
+        begin_s, running = now_s, queued
+
+
+def _windows(
+    plans: Iterable[StepPlan],
+) -> Iterator[tuple[StepPlan, StepPlan | None, StepPlan | None]]:
+    """Yield every plan with the two that follow it, None past the end."""
+    ahead = iter(plans)
+    window = [next(ahead, None) for _ in range(3)]
+    while window[0] is not None:
+        yield window[0], window[1], window[2]
+        window = [*window[1:], next(ahead, None)]
 
 
 def evaluate(groups: Sequence[Group], plan: StepPlan, deadline_s: float) -> Reports:
@@ -53,11 +71,11 @@ def evaluate(groups: Sequence[Group], plan: StepPlan, deadline_s: float) -> Repo
 
 def _start(
     groups: Sequence[Group], plan: StepPlan, upcoming: StepPlan | None
-) -> list[Future[Sequence[RankReport]]]:
+) -> Running:
     return [group.train(plan, upcoming) for group in groups]
 
 
-def collect(running: list[Future[Sequence[RankReport]]], deadline_s: float) -> Reports:
+def collect(running: Running, deadline_s: float) -> Reports:
     """Wait for all groups and return their ranks' reports, by global rank.
 
     A rank's death takes its peers along with errors of their own; the others get a moment

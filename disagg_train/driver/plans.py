@@ -1,11 +1,15 @@
-"""Sample ids -> step plans."""
+"""A job's step plans and op lists."""
 
 from collections.abc import Iterator, Sequence
 
+from disagg_train.boundary.of_job import job_graph
 from disagg_train.config.job import JobConfig
 from disagg_train.driver.learning_rate import learning_rate
 from disagg_train.planner.balance import in_order
 from disagg_train.planner.step_plan import SampleSize, StepPlan
+from disagg_train.schedule.build import evaluation_schedule, training_schedule
+from disagg_train.schedule.check import check
+from disagg_train.schedule.ops import Schedule
 
 
 def training_plans(
@@ -36,3 +40,13 @@ def _plan(
         for name, module in job.modules.items()
     }
     return StepPlan(step, samples, assignment, lr)
+
+
+def job_schedules(job: JobConfig) -> tuple[Schedule, Schedule]:
+    """Return the checked op lists of a training step and of an evaluation."""
+    graph, train = job_graph(job), job.train
+    training = training_schedule(graph, train.microbatches, train.window or train.microbatches)
+    evaluation = evaluation_schedule(graph, evaluation_microbatches(job))
+    check(training, graph)
+    check(evaluation, graph)
+    return training, evaluation

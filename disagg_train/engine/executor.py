@@ -116,6 +116,7 @@ class Executor:
         agreement = self._agreement or Agreement(loss_sum=self._loss_sum)
         return RankReport(
             place=self._world.place,
+            modules=tuple(self._stages),
             loss_sum=agreement.loss_sum,
             grad_norm=agreement.grad_norm,
             skipped=agreement.skip,
@@ -237,5 +238,4 @@ class Executor:
 
 
 def _span(op: Op, begin_s: float, end_s: float) -> Span:
-    module = op.module or op.boundary.partition("->")[0]
-    return Span(str(op), module, _CATEGORY.get(op.kind, "update"), begin_s, end_s)
+    return Span(str(op), op.module or op.boundary, _CATEGORY.get(op.kind, "update"), begin_s, end_s)

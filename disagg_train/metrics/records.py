@@ -7,10 +7,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Span:
-    """Something a rank did: an op with its begin and end, in seconds since the epoch."""
+    """Something a rank did: an op with its begin and end, in seconds since the epoch.
+
+    ``subject`` is the op's module, or its boundary.
+    """
 
     name: str
-    module: str
+    subject: str
     category: str
     begin_s: float
     end_s: float
@@ -27,6 +30,7 @@ class RankReport:
 
     Args:
         place: global rank.
+        modules: the modules that it hosts.
         loss_sum: of all target tokens of the global batch, agreed by all ranks; in an
             evaluation, where nothing is agreed, this rank's own part.
         grad_norm: over all modules, agreed by all ranks.
@@ -37,6 +41,7 @@ class RankReport:
     """
 
     place: int
+    modules: Sequence[str] = ()
     loss_sum: float = 0.0
     grad_norm: float = 0.0
     skipped: bool = False
@@ -47,7 +52,7 @@ class RankReport:
 
 @dataclass(frozen=True)
 class ModuleTimes:
-    """Seconds of one module in one step: the slowest rank's."""
+    """Seconds of one module in one step: its slowest rank's; bytes that its ranks sent."""
 
     forward_s: float = 0.0
     backward_s: float = 0.0
@@ -79,23 +84,61 @@ class StepRecord:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A held-out sample: what was generated, and what is right."""
+
+    key: int
+    predicted: str
+    true: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How the model does on held-out samples.
+
+    Args:
+        step: training steps done before it.
+        loss: teacher-forced, per target token.
+        accuracy: characters of the true answers that greedy decoding put in their place, over
+            the samples that an encoder sees.
+        answers: every sample's.
+    """
+
+    step: int
+    loss: float
+    accuracy: float
+    answers: Sequence[Answer] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record as plain data."""
+        return asdict(self)
+
+
 def module_times(reports: Sequence[RankReport], modules: Sequence[str]) -> dict[str, ModuleTimes]:
     """Fold the ranks' spans into seconds per module, the slowest rank's of each kind."""
     return {name: _times(reports, name) for name in modules}
 
 
 def _times(reports: Sequence[RankReport], module: str) -> ModuleTimes:
+    hosts = [report for report in reports if module in report.modules]
+
     def slowest(category: str) -> float:
-        totals = (
-            sum(s.duration_s for s in r.spans if s.module == module and s.category == category)
-            for r in reports
-        )
-        return max(totals, default=0.0)
+        return max((_seconds(report, module, category) for report in hosts), default=0.0)
 
     sent = sum(
         count
-        for report in reports
+        for report in hosts
         for boundary, count in report.sent_bytes.items()
         if module in boundary.split("->")
     )
     return ModuleTimes(slowest("forward"), slowest("backward"), slowest("boundary"), sent)
+
+
+def _seconds(report: RankReport, module: str, category: str) -> float:
+    """Return a rank's seconds of one kind; a transfer counts for both ends of its boundary."""
+    return sum(
+        span.duration_s
+        for span in report.spans
+        if span.category == category and module in span.subject.split("->")
+    )

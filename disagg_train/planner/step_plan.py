@@ -69,6 +69,9 @@ class StepPlan:
                     f"step {self.step}: module {module!r} holds samples {held}; each of "
                     f"0..{len(self.samples) - 1} must be held exactly once"
                 )
+        counts = {module: len(parts) for module, parts in self.assignment.items()}
+        if len(set(counts.values())) > 1:
+            raise PlanError(f"step {self.step}: modules differ in microbatches: {counts}")
 
     @property
     def num_microbatches(self) -> int:

@@ -1,6 +1,6 @@
 """The LLM's ranks, with whatever encoders are colocated there, window by window.
 
-    window of 2    E0 E1 | F0 B0 F1 B1 | e1' e0' ...   (E encoder forward, e' backward)
+    window of 2    E0 E1 | F0 B0 F1 B1 | e0 e1 | E2 E3 ...   (E encoder forward, e backward)
 
 A window runs the colocated encoders' forwards, then the LLM's 1F1B, then the encoders'
 backwards. One window of all microbatches is the three-phase schedule of the paper; smaller

@@ -98,7 +98,14 @@ def shard_stream(spans: Iterable[Span], length: int, parts: int) -> tuple[Holdin
 
     Returns:
         One holding per shard, with rows counted from the shard's first row.
+
+    Raises:
+        PlanError: a token lies past the end of the stream.
     """
+    spans = list(spans)
+    last = max((span.row + len(span) for span in spans), default=0)
+    if last > length:
+        raise PlanError(f"tokens reach row {last} of a stream of {length} rows")
     shard_rows = -(-length // parts)
     shards: list[list[Span]] = [[] for _ in range(parts)]
     for span in spans:

@@ -10,7 +10,7 @@ set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "disagg_train_hypothesis")
 settings.register_profile(
     "unit",
     deadline=None,
-    max_examples=150,
+    max_examples=120,
     database=None,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],

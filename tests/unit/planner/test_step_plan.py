@@ -32,6 +32,7 @@ def a_plan(**changes: Any) -> StepPlan:
         pytest.param((((0, 1), (1, 2)),), id="twice in one microbatch"),
         pytest.param((((0, 1, 2),), ((0,),)), id="twice over two microbatches"),
         pytest.param((((0,), (2,)),), id="never"),
+        pytest.param((((0, 0, 2),),), id="one twice and another never"),
         pytest.param((((0, 1, 2, 3),),), id="unknown"),
         pytest.param((), id="no microbatches"),
     ],

@@ -1,0 +1,90 @@
+"""A job in tables: its ranks, layouts, routes and op lists, for people to check. Pure."""
+
+from collections import Counter
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from disagg_train.boundary.of_job import job_boundaries, job_placement, module_grid
+from disagg_train.config.job import JobConfig
+from disagg_train.planner.step_plan import StepPlan
+from disagg_train.schedule.ops import Schedule
+from disagg_train.topology.layout import Holding, Layout
+
+_MOST_SPANS = 4
+
+
+def describe(job: JobConfig, plan: StepPlan, schedule: Schedule) -> RenderableType:
+    """Return tables of everything that one step will do.
+
+    Args:
+        job: a validated job.
+        plan: its first step; layouts and routes are those of its first microbatch.
+        schedule: its op lists.
+    """
+    tables: list[RenderableType] = [_ranks(job)]
+    for name, boundary in job_boundaries(job).items():
+        layouts = boundary.layouts(plan, 0)
+        routes = layouts.routes()
+        tables.append(_layout(f"{name}: rows held (microbatch 0)", layouts.source))
+        tables.append(_layout(f"{name}: rows needed (microbatch 0)", layouts.destination))
+        counts: Counter[tuple[int, int]] = Counter()
+        for route in routes:
+            counts[route.source, route.destination] += len(route)
+        tables.append(_routes(name, counts))
+    tables.append(_schedule(schedule))
+    return Group(*tables)
+
+
+def _ranks(job: JobConfig) -> Table:
+    table = Table(title="ranks", title_justify="left")
+    for column in ("global rank", "group", "rank", "modules and coordinates"):
+        table.add_column(column)
+    placement = job_placement(job)
+    for group in job.groups:
+        for rank, place in enumerate(placement.places(group)):
+            at = []
+            for module in placement.modules_on(group):
+                point = module_grid(job, module).coordinates(rank)
+                at.append(f"{module} (" + " ".join(f"{a}={c}" for a, c in point.items()) + ")")
+            table.add_row(str(place), group, str(rank), ", ".join(at))
+    return table
+
+
+def _layout(title: str, layout: Layout) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in ("global rank", "tokens", "replicas", "token ids @ row"):
+        table.add_column(column)
+    for index, (place, holding) in enumerate(zip(layout.places, layout.holdings, strict=True)):
+        group = next(ranks for ranks in layout.replicas if index in ranks)
+        same = ", ".join(str(layout.places[i]) for i in group)
+        table.add_row(str(place), str(holding.num_tokens), same, _spans(holding))
+    return table
+
+
+def _spans(holding: Holding) -> str:
+    shown = [f"[{s.start}, {s.stop}) @ {s.row}" for s in holding.spans[:_MOST_SPANS]]
+    more = len(holding.spans) - _MOST_SPANS
+    return "  ".join(shown) + (f"  and {more} more" if more > 0 else "")
+
+
+def _routes(name: str, counts: Counter[tuple[int, int]]) -> Table:
+    table = Table(title=f"{name}: routes (microbatch 0)", title_justify="left")
+    for column in ("from rank", "to rank", "tokens", "carried by"):
+        table.add_column(column)
+    for (source, destination), tokens in sorted(counts.items()):
+        carrier = "a copy inside the rank" if source == destination else "one message"
+        table.add_row(str(source), str(destination), str(tokens), carrier)
+    return table
+
+
+def _schedule(schedule: Schedule) -> Table:
+    table = Table(title=f"schedule: {schedule.name}", title_justify="left")
+    table.add_column("global ranks")
+    table.add_column("ops")
+    by_list: dict[tuple[object, ...], list[int]] = {}
+    for rank, ops in enumerate(schedule.ops):
+        by_list.setdefault(ops, []).append(rank)
+    for ops, ranks in by_list.items():
+        table.add_row(", ".join(map(str, ranks)), " | ".join(str(op) for op in ops))
+    return table

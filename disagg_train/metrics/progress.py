@@ -1,0 +1,69 @@
+"""Live progress in a terminal: step, loss, tokens per second, time left."""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from disagg_train.metrics.records import Evaluation, StepRecord
+
+_SMOOTHING = 0.9
+_LINES = 10
+
+
+class TrainingProgress:
+    """A progress bar, and a line of text every tenth of the run.
+
+    Args:
+        console: where to draw; without a terminal only the lines are printed.
+        steps: of the run.
+    """
+
+    def __init__(self, console: Console, steps: int) -> None:
+        self._console, self._steps = console, steps
+        self._bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("train", total=steps, numbers="")
+        self._tokens_per_s, self._evaluated = 0.0, 0
+
+    def update(self, record: StepRecord, evaluations: Sequence[Evaluation]) -> None:
+        """Show a step, and the evaluation after it if there was one."""
+        new = record.tokens_per_s
+        old = self._tokens_per_s or new
+        self._tokens_per_s = _SMOOTHING * old + (1 - _SMOOTHING) * new
+        numbers = f"loss {record.loss:.3f}  {self._tokens_per_s:,.0f} tokens/s"
+        self._bar.update(self._task, completed=record.step + 1, numbers=numbers)
+        if (record.step + 1) % max(self._steps // _LINES, 1) == 0:
+            self._bar.console.print(f"step {record.step + 1:>5}  {numbers}", highlight=False)
+        for evaluation in evaluations[self._evaluated :]:
+            self._bar.console.print(
+                f"held out after {evaluation.step} steps: loss {evaluation.loss:.3f}, "
+                f"accuracy {evaluation.accuracy:.3f}",
+                highlight=False,
+            )
+        self._evaluated = len(evaluations)
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._bar.console.print(text)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()

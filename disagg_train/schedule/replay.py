@@ -1,0 +1,104 @@
+"""Run op lists without time: only who waits for whom. Finds every deadlock before a run does."""
+
+from collections import defaultdict, deque
+from collections.abc import Hashable, Iterator
+
+from disagg_train.errors import PlanError
+from disagg_train.schedule.graph import ModuleGraph
+from disagg_train.schedule.ops import Op, OpKind, Schedule
+
+
+class Replay:
+    """All ranks at once, under rendezvous semantics.
+
+    A send blocks until every receiver has posted; forwards, backwards and syncs are
+    collectives over their ranks. An exchange is launched at a rank's send, its own receives
+    included; a rank that only receives posts its next receive once the one before is done.
+    """
+
+    def __init__(self, schedule: Schedule, graph: ModuleGraph) -> None:
+        self.schedule, self.graph = schedule, graph
+        self.position = [0] * len(schedule.ops)
+        self.arrived: dict[Hashable, set[int]] = defaultdict(set)
+        self.waiting: dict[Hashable, list[int]] = defaultdict(list)
+        self.lane_of = {
+            (node.name, place): frozenset(lane)
+            for node in graph.nodes.values()
+            for lane in node.lanes
+            for place in lane
+        }
+        self.everyone = frozenset(range(len(schedule.ops)))
+
+    def to_the_end(self) -> None:
+        """Run until nobody can move.
+
+        Raises:
+            PlanError: somebody is not done; names the ops that wait for ever.
+        """
+        runnable = deque(range(len(self.schedule.ops)))
+        for rank in range(len(self.schedule.ops)):
+            list(self._post_first_receives(rank))
+        while runnable:
+            rank = runnable.popleft()
+            runnable.extend(self._advance(rank))
+        stuck = [r for r, ops in enumerate(self.schedule.ops) if self.position[r] < len(ops)]
+        if stuck:
+            waits = "; ".join(f"rank {r} at '{self._op(r)}'" for r in stuck[:6])
+            raise PlanError(f"the schedule {self.schedule.name!r} deadlocks: {waits}")
+
+    def _op(self, rank: int) -> Op:
+        return self.schedule.ops[rank][self.position[rank]]
+
+    def _advance(self, rank: int) -> Iterator[int]:
+        """Move one rank as far as it gets; yield the ranks that this may have freed."""
+        while self.position[rank] < len(self.schedule.ops[rank]):
+            op = self._op(rank)
+            event, members = self._needs(rank, op)
+            if not op.kind.is_recv:
+                yield from self._arrive(rank, event)
+            if not members <= self.arrived[event]:
+                self.waiting[event].append(rank)
+                return
+            self.position[rank] += 1
+            if op.kind.is_recv:
+                yield from self._post_next_receive(rank, op)
+
+    def _arrive(self, rank: int, event: Hashable) -> Iterator[int]:
+        if rank not in self.arrived[event]:
+            self.arrived[event].add(rank)
+            yield from self.waiting.pop(event, ())
+
+    def _needs(self, rank: int, op: Op) -> tuple[Hashable, frozenset[int]]:
+        """Return the event the op waits for, and the ranks that must have arrived at it."""
+        if op.kind.is_send or op.kind.is_recv:
+            edge = self.graph.edge(op.boundary)
+            towards_source = op.kind.is_gradient != op.kind.is_recv
+            module = edge.source if towards_source else edge.destination
+            peers = self.graph.nodes[module].places
+            return (op.boundary, op.kind.is_gradient, op.microbatch), peers
+        if op.kind is OpKind.AGREE:
+            return op, self.everyone
+        if op.kind.is_compute:
+            lane = self.lane_of[op.module, rank]
+            return (op, lane), lane
+        return op, self.graph.nodes[op.module].places
+
+    def _post_first_receives(self, rank: int) -> Iterator[int]:
+        seen: set[tuple[OpKind, str]] = set()
+        for op in self.schedule.ops[rank]:
+            if op.kind.is_recv and (op.kind, op.boundary) not in seen:
+                seen.add((op.kind, op.boundary))
+                yield from self._post(rank, op)
+
+    def _post_next_receive(self, rank: int, done: Op) -> Iterator[int]:
+        later = self.schedule.ops[rank][self.position[rank] :]
+        following = next((op for op in later if (op.kind, op.boundary) == (done.kind, done.boundary)), None)
+        if following is not None:
+            yield from self._post(rank, following)
+
+    def _post(self, rank: int, op: Op) -> Iterator[int]:
+        """Post a receive, unless the rank's own send of that exchange launches it."""
+        edge = self.graph.edge(op.boundary)
+        sender = edge.destination if op.kind.is_gradient else edge.source
+        if rank not in self.graph.nodes[sender].places:
+            yield from self._arrive(rank, self._needs(rank, op)[0])

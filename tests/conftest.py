@@ -1,0 +1,25 @@
+"""What several test folders share: one pool of rank actors, since Megatron imports slowly."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from actors.pool import ActorPool
+
+_MOST_RANKS = 6
+
+
+@pytest.fixture(scope="session")
+def pool() -> "Iterator[ActorPool]":
+    import ray
+
+    from actors.cluster import connect
+    from actors.pool import ActorPool
+
+    connect(None, num_cpus=_MOST_RANKS + 2)
+    pool = ActorPool(_MOST_RANKS)
+    yield pool
+    pool.close()
+    ray.shutdown()
