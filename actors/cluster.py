@@ -12,8 +12,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.group import ActorGroup
-from actors.worker import RankActor
-from disagg_train.config.job import LANGUAGE, GroupConfig, JobConfig
+from actors.worker import start_actor
+from disagg_train.config.job import GroupConfig, JobConfig
 from disagg_train.errors import ClusterError, ConfigError
 
 _POLL_S = 0.1
@@ -159,13 +159,7 @@ class Cluster:
         actors = []
         for bundle in range(ranks):
             place = PlacementGroupSchedulingStrategy(self._placed[name], bundle)
-            actors.append(
-                RankActor.options(
-                    num_gpus=self._resources.gpus,
-                    num_cpus=self._resources.cpus,
-                    scheduling_strategy=place,
-                ).remote()
-            )
+            actors.append(start_actor(self._resources.gpus, self._resources.cpus, place))
         addresses = ray.get([actor.address.remote() for actor in actors], timeout=deadline_s)
         gpus = ray.get([actor.gpu_ids.remote() for actor in actors], timeout=deadline_s)
         order = sorted(range(ranks), key=lambda i: (addresses[i], gpus[i]))

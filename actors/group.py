@@ -104,13 +104,14 @@ class _Joined:
                 self.future.set_result([self._results[i] for i in range(self._count)])
 
 
-def results(future: "Future[list[Any]]", deadline_s: float, group: str, what: str) -> list[Any]:
+def results(future: "Future[Any]", deadline_s: float, group: str, what: str) -> list[Any]:
     """Return a future's results.
 
     Raises:
         RankError: a rank failed, or the deadline passed.
     """
     try:
-        return future.result(timeout=deadline_s)
+        found: list[Any] = future.result(timeout=deadline_s)
+        return found
     except TimeoutError:
         raise RankError(f"{what} took longer than {deadline_s:g} s", group, -1) from None

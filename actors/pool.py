@@ -9,7 +9,7 @@ import ray
 
 from actors.group import ActorGroup
 from actors.session import Session
-from actors.worker import RankActor
+from actors.worker import start_actor
 from disagg_train.config.job import JobConfig
 from disagg_train.errors import ClusterError
 
@@ -24,7 +24,7 @@ class ActorPool:
     """
 
     def __init__(self, num_ranks: int) -> None:
-        self._actors = [RankActor.options(num_cpus=1).remote() for _ in range(num_ranks)]
+        self._actors = [start_actor() for _ in range(num_ranks)]
 
     def __len__(self) -> int:
         return len(self._actors)
@@ -56,7 +56,7 @@ class ActorPool:
         for group in groups.values():
             for actor in group.actors:
                 ray.kill(actor)
-                self._actors[self._actors.index(actor)] = RankActor.options(num_cpus=1).remote()
+                self._actors[self._actors.index(actor)] = start_actor()
 
     def close(self) -> None:
         """End all actors."""

@@ -30,7 +30,7 @@ class RankActor:
     """
 
     def __init__(self) -> None:
-        self._rank: "Rank | None" = None
+        self._rank: Rank | None = None
 
     @ray.method(concurrency_group="control")
     def address(self) -> str:
@@ -96,3 +96,15 @@ class RankActor:
     def _ready(self) -> "Rank":
         assert self._rank is not None, "setup comes first"
         return self._rank
+
+
+def start_actor(num_gpus: float = 0.0, num_cpus: float = 1.0, place: Any = None) -> Any:
+    """Start a rank actor; return its handle at once.
+
+    Args:
+        num_gpus: GPUs that it takes.
+        num_cpus: CPUs that it takes.
+        place: Ray's scheduling strategy, where it must sit in a placement group.
+    """
+    remote: Any = RankActor
+    return remote.options(num_gpus=num_gpus, num_cpus=num_cpus, scheduling_strategy=place).remote()

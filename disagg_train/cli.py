@@ -125,9 +125,7 @@ def _report(trainer: "Trainer", console: "Console") -> None:
         console.print(trainer.note)
     if trainer.evaluations:
         last = trainer.evaluations[-1]
-        console.print(
-            f"held-out loss {last.loss:.3f}, accuracy per character {last.accuracy:.3f}"
-        )
+        console.print(f"held-out loss {last.loss:.3f}, accuracy per character {last.accuracy:.3f}")
         for answer in last.answers[:8]:
             mark = "[green]right[/]" if answer.predicted == answer.true else "[red]wrong[/]"
             console.print(f"  predicted {answer.predicted:>14}   true {answer.true:>14}   {mark}")
@@ -176,7 +174,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
     sick = 0
     for finding in examine():
         mark = "FIX" if finding.fix else "ok "
-        print(f"{mark} {finding.part}: {finding.state}" + (f" -> {finding.fix}" * bool(finding.fix)))
+        print(
+            f"{mark} {finding.part}: {finding.state}" + (f" -> {finding.fix}" * bool(finding.fix))
+        )
         sick += bool(finding.fix)
     return 1 if sick else 0
 

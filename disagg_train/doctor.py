@@ -70,7 +70,9 @@ def _nccl() -> Finding:
     if not torch.cuda.is_available():
         return Finding("NCCL", "not needed without a GPU")
     version = ".".join(map(str, torch.cuda.nccl.version()))
-    installed = [d.name for d in importlib.metadata.distributions() if d.name.startswith("nvidia-nccl")]
+    installed = [
+        d.name for d in importlib.metadata.distributions() if d.name.startswith("nvidia-nccl")
+    ]
     if len(installed) > 1:
         fix = f"uninstall one of {installed}: both install the same file"
         return Finding("NCCL", f"torch has {version}", fix)

@@ -89,9 +89,7 @@ class Trainer:
             JsonLines(self.output / "metrics.jsonl") as metrics,
             JsonLines(self.output / "evaluations.jsonl") as evaluations,
         ):
-            steps = loop.train(
-                session.groups, plans, job.deadlines.step_s, self._evaluates_after
-            )
+            steps = loop.train(session.groups, plans, job.deadlines.step_s, self._evaluates_after)
             for record, reports in steps:
                 self.records.append(record)
                 metrics.write(record.as_dict())

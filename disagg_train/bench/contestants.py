@@ -125,8 +125,8 @@ def _replicas(side: Side, place: int) -> tuple[int, ...]:
 class RawMessages:
     """One ``torch.distributed`` send and receive per pair of ranks, of the same bytes in sum.
 
-    How many pairs there are is the case's to say (``BoundaryCase.raw_pairs``). Buffers are made once, so
-    that the raw message costs a transfer and nothing else.
+    How many pairs there are is the case's to say (``BoundaryCase.raw_pairs``). Buffers are
+    made once, so that the raw message costs a transfer and nothing else.
     """
 
     def __init__(self, case: BoundaryCase, place: int) -> None:

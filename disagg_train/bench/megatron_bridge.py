@@ -5,7 +5,6 @@ they are formatted, sums of tensors included, whether or not anybody reads them.
 """
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,7 +32,6 @@ class MegatronBridge:
 
     def __init__(self, case: BoundaryCase, place: int) -> None:
         cpu.install()
-        logging.getLogger("megatron").setLevel(logging.WARNING)
         from megatron.core.pipeline_parallel.bridge_communicator import BridgeCommunicator
 
         self._is_source = place < case.source.num_ranks

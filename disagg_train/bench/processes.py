@@ -7,31 +7,28 @@ they end with the parent. Every wait has a deadline.
 import multiprocessing
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Protocol, Self
 
 from disagg_train.errors import RankError
-
-Setup = TypeVar("Setup")
-Answer = TypeVar("Answer")
-AnswerOf = TypeVar("AnswerOf", covariant=True)
 
 _GOODBYE_S = 10.0
 
 
-class Worker(Protocol[AnswerOf]):
+class Worker[Answer](Protocol):
     """What runs in each process."""
 
-    def run(self, count: int) -> AnswerOf:
+    def run(self, count: int) -> Answer:
         """Do ``count`` rounds or steps and say what came of it."""
 
     def close(self) -> None:
         """Leave all groups."""
 
 
-class Processes(Generic[Setup, Answer]):
+class Processes[Setup, Answer]:
     """One process per rank; a context manager that ends them.
 
     Args:
@@ -106,8 +103,11 @@ class Processes(Generic[Setup, Answer]):
         self.close()
 
 
-def _serve(pipe: Connection, make: Callable[[Setup], Worker[Answer]], setup: Setup) -> None:
+def _serve[Setup, Answer](
+    pipe: Connection, make: Callable[[Setup], Worker[Answer]], setup: Setup
+) -> None:
     """Build the worker, then answer requests until the parent closes the pipe."""
+    warnings.simplefilter("ignore")  # Megatron says on every rank what is not installed.
     try:
         worker = make(setup)
         pipe.send((None, ""))

@@ -3,6 +3,9 @@
 ``launch`` starts an exchange where this rank sends; a rank that only receives posts its
 next receive with ``post``, one ahead. ``finish`` waits, puts the rows in their places and
 lets the replicas complete each other's rows. Rows are ``[T, D]``.
+
+Neighbouring rows are sent from the buffer where they lie and received into the place where
+they stay; only scattered rows are copied. On loopback a copy costs as much as a transfer.
 """
 
 from collections import deque
@@ -11,23 +14,62 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from disagg_train.boundary.exchange import Exchange, Gather
-from disagg_train.boundary.gloo import GlooGroup
+from disagg_train.boundary.exchange import Exchange, Gather, Rows
+from disagg_train.boundary.gloo import GlooGroup, GlooTransport
 from disagg_train.boundary.local import LocalTransport
-from disagg_train.boundary.transport import Pending, Transport
+from disagg_train.boundary.transport import Message, Pending, Transport
 from disagg_train.errors import BoundaryError
-
 
 _TAGS_PER_STEP = 1 << 16
 _TAGS = 1 << 30
+_HERE = 0
+
+
+class _Arrivals:
+    """Rows on their way into a buffer: neighbours land in it, scattered ones beside it."""
+
+    def __init__(self, rows_TD: Tensor) -> None:
+        self._rows_TD = rows_TD
+        self._scattered: list[tuple[Tensor, Tensor]] = []
+        self.messages: list[Message] = []
+
+    def expect(self, peer: int, rows: Rows) -> None:
+        """Add a message from ``peer`` that fills ``rows``."""
+        index = _index(rows, self._rows_TD.device)
+        if isinstance(index, slice):
+            target = self._rows_TD[index]
+        else:
+            target = self._rows_TD.new_empty(len(rows), self._rows_TD.shape[1])
+            self._scattered.append((index, target))
+        self.messages.append((peer, target))
+
+    def settle(self) -> None:
+        """Put the scattered rows, now that they are here, into their places."""
+        for index, target in self._scattered:
+            self._rows_TD[index] = target
 
 
 @dataclass
 class _UnderWay:
-    exchange: Exchange
+    """An exchange between its start and its finish.
+
+    Args:
+        rows_TD: the buffer to fill.
+        tag: of all its messages.
+        arrivals: rows from the other side, and from this process.
+        receives: the messages that bring them.
+        gather: how the replicas complete each other's rows.
+        gathered: rows that the other replicas hand on.
+        hand_ons: the messages that bring those; None where there are no replicas.
+    """
+
     rows_TD: Tensor
-    buffers: list[tuple[Tensor, Tensor]]
+    tag: int
+    arrivals: _Arrivals
     receives: Pending
+    gather: Gather | None
+    gathered: _Arrivals
+    hand_ons: Pending | None
 
 
 class Communicator:
@@ -73,20 +115,48 @@ class Communicator:
         self._start(microbatch, exchange, self._empty(0))
 
     def _start(self, microbatch: int, exchange: Exchange, source_TD: Tensor) -> None:
-        reads, writes = exchange.local
-        outgoing = [(peer, source_TD[self._index(rows)]) for peer, rows in exchange.sends]
-        buffers = [(self._index(rows), self._empty(len(rows))) for _, rows in exchange.receives]
-        peers = [peer for peer, _ in exchange.receives]
-        incoming = [(peer, buffer) for peer, (_, buffer) in zip(peers, buffers, strict=True)]
-        sends, receives = self._transport.start(outgoing, incoming, self._tag + microbatch)
+        tag, rows_TD = self._tag + microbatch, self._buffer(exchange)
+        arrivals, gathered = _Arrivals(rows_TD), _Arrivals(rows_TD)
+        outgoing = [(peer, _read(source_TD, rows)) for peer, rows in exchange.sends]
+        for peer, rows in exchange.receives:
+            arrivals.expect(peer, rows)
+        sends, receives = self._transport.start(outgoing, arrivals.messages, tag)
         self._sends.append(sends)
-        if reads:
-            here = self._empty(len(reads))
-            self._local.start([(0, source_TD[self._index(reads)])], [(0, here)], microbatch)
-            buffers.append((self._index(writes), here))
-        rows_TD = torch.zeros(exchange.num_rows, self.width, dtype=self.dtype, device=self.device)
-        self._under_way[microbatch] = _UnderWay(exchange, rows_TD, buffers, receives)
+        hand_ons = self._post_hand_ons(exchange.gather, gathered, tag)
+        self._copy_local(exchange.local, source_TD, arrivals, tag)
+        self._under_way[microbatch] = _UnderWay(
+            rows_TD, tag, arrivals, receives, exchange.gather, gathered, hand_ons
+        )
         self._sent_bytes += exchange.num_sent * self.width * self.dtype.itemsize
+
+    def _buffer(self, exchange: Exchange) -> Tensor:
+        """Return the buffer to fill, zeroed where some of its rows will not arrive."""
+        arriving = exchange.num_received + len(exchange.local[1])
+        if exchange.gather is not None:
+            arriving = sum(len(share) for share in exchange.gather.shares)
+        rows_TD = self._empty(exchange.num_rows)
+        return rows_TD if arriving == exchange.num_rows else rows_TD.zero_()
+
+    def _copy_local(
+        self, local: tuple[Rows, Rows], source_TD: Tensor, arrivals: _Arrivals, tag: int
+    ) -> None:
+        """Copy the rows that stay in this process."""
+        reads, writes = local
+        if not reads:
+            return
+        arrivals.expect(_HERE, writes)
+        self._local.start([(_HERE, _read(source_TD, reads))], arrivals.messages[-1:], tag)
+
+    def _post_hand_ons(
+        self, gather: Gather | None, gathered: _Arrivals, tag: int
+    ) -> Pending | None:
+        """Post the receives of what the other replicas will hand on to this one."""
+        if gather is None or self._replicas is None:
+            return None
+        for place, share in zip(gather.places, gather.shares, strict=True):
+            if share and place != self._replicas.place:
+                gathered.expect(place, share)
+        return GlooTransport(self._replicas).start([], gathered.messages, tag)[1]
 
     def finish(self, microbatch: int) -> Tensor:
         """Wait for an exchange's receives and return the filled buffer, ``[num_rows, D]``.
@@ -98,25 +168,25 @@ class Communicator:
         under_way = self._under_way.pop(microbatch)
         try:
             under_way.receives.wait()
+            under_way.arrivals.settle()
+            self._hand_on(under_way)
         except BoundaryError as error:
             raise BoundaryError(f"{self.name}, microbatch {microbatch}: {error}") from None
-        for index, buffer in under_way.buffers:
-            under_way.rows_TD[index] = buffer
-        if under_way.exchange.gather is not None:
-            self._gather(under_way.exchange.gather, under_way.rows_TD)
         return under_way.rows_TD
 
-    def _gather(self, gather: Gather, rows_TD: Tensor) -> None:
-        """Fill the rows that the other replicas received; shares are padded to the longest."""
-        longest = max(len(share) for share in gather.shares)
-        if longest == 0 or self._replicas is None:
+    def _hand_on(self, under_way: _UnderWay) -> None:
+        """Send this rank's share to the other replicas, and wait for theirs."""
+        gather = under_way.gather
+        if gather is None or self._replicas is None or under_way.hand_ons is None:
             return
         mine = gather.shares[gather.places.index(self._replicas.place)]
-        padded = self._empty(longest)
-        padded[: len(mine)] = rows_TD[self._index(mine)]
-        for share, part in zip(gather.shares, self._replicas.all_gather(padded), strict=True):
-            if share is not mine:
-                rows_TD[self._index(share)] = part[: len(share)]
+        others = [place for place in gather.places if place != self._replicas.place]
+        share_TD = _read(under_way.rows_TD, mine)
+        outgoing = [(place, share_TD) for place in others if mine]
+        sends, _ = GlooTransport(self._replicas).start(outgoing, [], under_way.tag)
+        under_way.hand_ons.wait()
+        under_way.gathered.settle()
+        sends.wait()
 
     def drain(self) -> None:
         """Wait until every send of the step has been received."""
@@ -136,11 +206,17 @@ class Communicator:
         if self._replicas is not None:
             self._replicas.close()
 
-    def _index(self, rows: tuple[int, ...]) -> Tensor | slice:
-        """Return an index of rows; a run of neighbours is a slice, which needs no gather."""
-        if rows and rows == tuple(range(rows[0], rows[0] + len(rows))):
-            return slice(rows[0], rows[-1] + 1)
-        return torch.tensor(rows, dtype=torch.int64, device=self.device)
-
     def _empty(self, num_rows: int) -> Tensor:
         return torch.empty(num_rows, self.width, dtype=self.dtype, device=self.device)
+
+
+def _read(source_TD: Tensor, rows: Rows) -> Tensor:
+    """Return rows as one contiguous message: a view of neighbours, else a copy."""
+    return source_TD[_index(rows, source_TD.device)].contiguous()
+
+
+def _index(rows: Rows, device: torch.device) -> Tensor | slice:
+    """Return an index of rows; a run of neighbours is a slice, which needs no copy."""
+    if rows and rows == tuple(range(rows[0], rows[0] + len(rows))):
+        return slice(rows[0], rows[-1] + 1)
+    return torch.tensor(rows, dtype=torch.int64, device=device)

@@ -84,9 +84,7 @@ class GlooGroup:
 class _Works:
     """Messages under way, with their buffers kept alive until they are done."""
 
-    def __init__(
-        self, group: GlooGroup, works: Sequence[tuple[dist.Work, Tensor, str]]
-    ) -> None:
+    def __init__(self, group: GlooGroup, works: Sequence[tuple[dist.Work, Tensor, str]]) -> None:
         self._group, self._works = group, list(works)
 
     def wait(self) -> None:

@@ -23,7 +23,9 @@ class LocalTransport:
             BoundaryError: a message has no buffer, or one of another shape.
         """
         if len(sends) != len(receives):
-            raise BoundaryError(f"exchange {tag}: {len(sends)} local sends, {len(receives)} receives")
+            raise BoundaryError(
+                f"exchange {tag}: {len(sends)} local sends, {len(receives)} receives"
+            )
         for (_, source), (_, destination) in zip(sends, receives, strict=True):
             destination.copy_(source)
         return _Done(), _Done()

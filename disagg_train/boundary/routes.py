@@ -77,9 +77,7 @@ def intersect(source: Layout, destination: Layout) -> tuple[Route, ...]:
     return tuple(sorted(routes + _crossings(senders, receivers)))
 
 
-def _group_pairs(
-    source: Layout, destination: Layout
-) -> dict[tuple[int, int], list[Interval]]:
+def _group_pairs(source: Layout, destination: Layout) -> dict[tuple[int, int], list[Interval]]:
     """Return, per (source group, destination group), the tokens that go between them."""
     held = sorted(
         (span.start, span.stop, group)
@@ -104,9 +102,7 @@ def _group_pairs(
     return pairs
 
 
-def _shared_places(
-    source: Layout, sender: int, destination: Layout, receiver: int
-) -> list[int]:
+def _shared_places(source: Layout, sender: int, destination: Layout, receiver: int) -> list[int]:
     """Return the processes that are in both groups, in the receivers' order."""
     senders = {source.places[rank] for rank in source.replicas[sender]}
     receivers = [destination.places[rank] for rank in destination.replicas[receiver]]
@@ -156,13 +152,12 @@ def cut(intervals: Sequence[Interval], parts: int) -> list[list[Interval]]:
     runs: list[list[Interval]] = [[] for _ in range(parts)]
     seen = 0
     for start, stop in intervals:
-        part = bisect_right(bounds, seen) - 1
-        while start < stop:
-            room = bounds[part + 1] - seen
-            taken = min(room, stop - start)
+        part, token = bisect_right(bounds, seen) - 1, start
+        while token < stop:
+            taken = min(bounds[part + 1] - seen, stop - token)
             if taken:
-                runs[part].append((start, start + taken))
-            start, seen, part = start + taken, seen + taken, part + 1
+                runs[part].append((token, token + taken))
+            token, seen, part = token + taken, seen + taken, part + 1
     return runs
 
 
@@ -175,13 +170,13 @@ def rows_of(holding: Holding, intervals: Iterable[Interval]) -> list[int]:
     starts = [span.start for span in holding.spans]
     rows: list[int] = []
     for start, stop in intervals:
-        index = bisect_right(starts, start) - 1
-        while start < stop:
-            part = holding.spans[index].clip(start, stop) if 0 <= index < len(starts) else None
-            if part is None or part.start != start:
-                raise PlanError(f"token {start} is not held here: {_brief(holding.spans)}")
+        token, index = start, bisect_right(starts, start) - 1
+        while token < stop:
+            part = holding.spans[index].clip(token, stop) if 0 <= index < len(starts) else None
+            if part is None or part.start != token:
+                raise PlanError(f"token {token} is not held here: {_brief(holding.spans)}")
             rows += range(part.row, part.row + len(part))
-            start, index = part.stop, index + 1
+            token, index = part.stop, index + 1
     return rows
 
 

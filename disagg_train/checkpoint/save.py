@@ -33,9 +33,9 @@ def save_modules(folder: Path, weights: Mapping[str, NDArray[Any]]) -> dict[str,
     folder.mkdir(parents=True, exist_ok=True)
     sums = {}
     for module, tensors in by_module.items():
-        path = folder / f"{module}.npz"
-        np.savez(path, **tensors)
-        sums[path.name] = _sha256(path)
+        file = folder / f"{module}.npz"
+        np.savez(file, allow_pickle=False, **tensors)
+        sums[file.name] = _sha256(file)
     return sums
 
 

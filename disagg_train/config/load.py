@@ -12,7 +12,9 @@ from disagg_train.config.job import JobConfig
 from disagg_train.errors import ConfigError
 
 
-def load_job(source: str | Path | Mapping[str, Any] | JobConfig, overrides: Sequence[str] = ()) -> JobConfig:
+def load_job(
+    source: str | Path | Mapping[str, Any] | JobConfig, overrides: Sequence[str] = ()
+) -> JobConfig:
     """Return the validated job.
 
     Args:
@@ -32,7 +34,7 @@ def load_job(source: str | Path | Mapping[str, Any] | JobConfig, overrides: Sequ
         raise ConfigError("\n".join(_explain(dict(e)) for e in error.errors())) from None
 
 
-def _content(source: str | Path | Mapping[str, Any] | JobConfig) -> dict[str, Any]:
+def _content(source: str | Path | Mapping[str, Any] | JobConfig) -> Any:
     if isinstance(source, JobConfig):
         return source.model_dump(exclude_unset=True)
     if isinstance(source, Mapping):

@@ -1,5 +1,7 @@
-"""Samples of one microbatch and dp rank -> packed arrays. No sample is padded to another's
-size; only the stream's end is padded, to what tensor parallelism needs.
+"""Samples of one microbatch and dp rank -> packed arrays.
+
+No sample is padded to another's size; only the stream's end is padded, to what tensor
+parallelism needs.
 """
 
 from collections.abc import Sequence

@@ -16,7 +16,9 @@ def checked_sizes(source: DataSource, job: JobConfig, split: Split) -> Sequence[
     """
     sizes = source.sizes(split)
     if not sizes:
-        raise DataError(f"the data set {job.data.kind!r} has no {split} samples; check data.options")
+        raise DataError(
+            f"the data set {job.data.kind!r} has no {split} samples; check data.options"
+        )
     for size in sizes:
         _check(size, job)
     return sizes

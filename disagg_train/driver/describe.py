@@ -8,7 +8,7 @@ from rich.table import Table
 from disagg_train.boundary.of_job import job_boundaries, job_placement, module_grid
 from disagg_train.config.job import JobConfig
 from disagg_train.planner.step_plan import StepPlan
-from disagg_train.schedule.ops import Schedule
+from disagg_train.schedule.ops import Op, Schedule
 from disagg_train.topology.layout import Holding, Layout
 
 _MOST_SPANS = 4
@@ -82,7 +82,7 @@ def _schedule(schedule: Schedule) -> Table:
     table = Table(title=f"schedule: {schedule.name}", title_justify="left")
     table.add_column("global ranks")
     table.add_column("ops")
-    by_list: dict[tuple[object, ...], list[int]] = {}
+    by_list: dict[tuple[Op, ...], list[int]] = {}
     for rank, ops in enumerate(schedule.ops):
         by_list.setdefault(ops, []).append(rank)
     for ops, ranks in by_list.items():

@@ -69,9 +69,7 @@ def evaluate(groups: Sequence[Group], plan: StepPlan, deadline_s: float) -> Repo
     return collect([group.evaluate(plan) for group in groups], deadline_s)
 
 
-def _start(
-    groups: Sequence[Group], plan: StepPlan, upcoming: StepPlan | None
-) -> Running:
+def _start(groups: Sequence[Group], plan: StepPlan, upcoming: StepPlan | None) -> Running:
     return [group.train(plan, upcoming) for group in groups]
 
 
@@ -82,15 +80,17 @@ def collect(running: Running, deadline_s: float) -> Reports:
     to report, and the error of a rank that died is the one that is raised.
     """
     done, pending = wait(running, timeout=deadline_s, return_when=FIRST_EXCEPTION)
-    failed = [future.exception() for future in done if future.exception()]
-    if failed:
+    if failed := _errors(done):
         late, _ = wait(pending, timeout=_BLAME_S)
-        failed += [future.exception() for future in late if future.exception()]
-        raise min(failed, key=lambda e: not getattr(e, "died", False))  # type: ignore[type-var]
+        raise min(failed + _errors(late), key=lambda error: not getattr(error, "died", False))
     if pending:
         raise RankError(f"no answer for {deadline_s:g} s; the step hangs", "any", -1)
     reports = [report for future in running for report in future.result()]
     return sorted(reports, key=lambda report: report.place)
+
+
+def _errors(futures: Iterable[Future[Sequence[RankReport]]]) -> list[BaseException]:
+    return [error for future in futures if (error := future.exception()) is not None]
 
 
 def _record(plan: StepPlan, reports: Reports, step_time_s: float) -> StepRecord:

@@ -12,12 +12,12 @@ from disagg_train.schedule.check import check
 from disagg_train.schedule.ops import Schedule
 
 
-def training_plans(
-    job: JobConfig, batches: Iterator[tuple[SampleSize, ...]]
-) -> Iterator[StepPlan]:
+def training_plans(job: JobConfig, batches: Iterator[tuple[SampleSize, ...]]) -> Iterator[StepPlan]:
     """Yield the plan of every training step."""
     for step in range(job.train.steps):
-        yield _plan(job, step, next(batches), job.train.microbatches, learning_rate(job.train, step))
+        yield _plan(
+            job, step, next(batches), job.train.microbatches, learning_rate(job.train, step)
+        )
 
 
 def evaluation_plan(job: JobConfig, sizes: Sequence[SampleSize]) -> StepPlan:

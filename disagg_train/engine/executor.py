@@ -226,9 +226,7 @@ class Executor:
 
     def _agree(self, op: Op) -> None:
         del op
-        self._agreement = agree(
-            self._world.control, self._stages, self._modules, self._loss_sum
-        )
+        self._agreement = agree(self._world.control, self._stages, self._modules, self._loss_sum)
 
     def _optimizer_step(self, op: Op) -> None:
         optimizer = self._stages[op.module].optimizer

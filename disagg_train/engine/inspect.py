@@ -1,6 +1,7 @@
 """Full weights and gradients by name, for parity checks and final checkpoints."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,7 +13,7 @@ from disagg_train.engine.stage import Stage
 from disagg_train.modules.weights import gather_full, named_weights
 
 
-def full_weights(stages: Mapping[str, Stage]) -> dict[str, NDArray[object]]:
+def full_weights(stages: Mapping[str, Stage]) -> dict[str, NDArray[Any]]:
     """Return every weight of the stages on each module's first rank, nothing elsewhere."""
     found = {}
     for name, stage in stages.items():
@@ -23,7 +24,7 @@ def full_weights(stages: Mapping[str, Stage]) -> dict[str, NDArray[object]]:
     return found
 
 
-def full_gradients(stages: Mapping[str, Stage]) -> dict[str, NDArray[object]]:
+def full_gradients(stages: Mapping[str, Stage]) -> dict[str, NDArray[Any]]:
     """Return every trained weight's gradient on each module's first rank.
 
     The distributed optimizer leaves each dp rank with one shard of the summed gradients;
@@ -53,7 +54,7 @@ def _gather_shards(model: DistributedDataParallel, group: dist.ProcessGroup) -> 
 
 
 def _main_grad(parameter: nn.Parameter) -> Tensor:
-    grad: Tensor = parameter.main_grad  # type: ignore[attr-defined]
+    grad: Tensor = parameter.main_grad
     return grad
 
 

@@ -3,6 +3,8 @@
 Ray actors and torchrun processes both hold one of these.
 """
 
+from typing import Any
+
 import torch
 from numpy.typing import NDArray
 
@@ -81,11 +83,11 @@ class Rank:
         with torch.no_grad():
             return self._executor.run(self._setup.evaluation_ops, plan, inputs)
 
-    def weights(self) -> dict[str, NDArray[object]]:
+    def weights(self) -> dict[str, NDArray[Any]]:
         """Return full weights by full name; only each module's first rank returns any."""
         return inspect.full_weights(self._stages)
 
-    def gradients(self) -> dict[str, NDArray[object]]:
+    def gradients(self) -> dict[str, NDArray[Any]]:
         """Return the last step's full gradients, as the optimizer used them (clipped).
 
         Only each module's first rank returns any.

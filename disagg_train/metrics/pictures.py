@@ -27,15 +27,21 @@ def draw_curve(
 ) -> None:
     """Draw the training loss, and the held-out loss and accuracy, over the steps."""
     figure, axes = _new_figure(7.0, 3.8)
-    axes.plot([r.step for r in records], [r.loss for r in records], color=_INK, lw=0.8,
-              label="training loss")
+    axes.plot(
+        [r.step for r in records],
+        [r.loss for r in records],
+        color=_INK,
+        lw=0.8,
+        label="training loss",
+    )
     axes.set(xlabel="step", ylabel="loss per target token")
     if evaluations:
         steps = [evaluation.step for evaluation in evaluations]
         axes.plot(steps, [e.loss for e in evaluations], "o-", color=_WRONG, label="held-out loss")
         right = axes.twinx()
-        right.plot(steps, [e.accuracy for e in evaluations], "s--", color=_RIGHT,
-                   label="held-out accuracy")
+        right.plot(
+            steps, [e.accuracy for e in evaluations], "s--", color=_RIGHT, label="held-out accuracy"
+        )
         right.set(ylabel="held-out accuracy per character", ylim=(0, 1.02))
         right.spines["top"].set_visible(False)
         right.legend(loc="center right", frameon=False)
@@ -55,8 +61,15 @@ def draw_readings(path: Path, readings: Sequence[Reading]) -> None:
         axes.axis("off")
         right = reading.predicted == reading.true
         verdict = reading.predicted if right else f"{reading.predicted}   (true: {reading.true})"
-        axes.text(0.0, 0.5, verdict, color=_RIGHT if right else _WRONG, va="center",
-                  family="monospace", fontsize=12)
+        axes.text(
+            0.0,
+            0.5,
+            verdict,
+            color=_RIGHT if right else _WRONG,
+            va="center",
+            family="monospace",
+            fontsize=12,
+        )
     figure.savefig(path, dpi=150)
 
 

@@ -23,8 +23,10 @@ def chrome_trace(steps: Iterable[Sequence[RankReport]], rows: Mapping[int, str])
     ]
     for reports in steps:
         for report in reports:
-            events += [_slice(report.place, span.name, span.category, span.begin_s, span.end_s)
-                       for span in report.spans]
+            events += [
+                _slice(report.place, span.name, span.category, span.begin_s, span.end_s)
+                for span in report.spans
+            ]
     return {"traceEvents": events, "displayTimeUnit": "ms"}
 
 

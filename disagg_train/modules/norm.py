@@ -19,7 +19,7 @@ class Norm(nn.Module):
         centred = config.normalization == "LayerNorm"
         self.bias = nn.Parameter(torch.zeros(hidden_size)) if centred else None
         for parameter in self.parameters():
-            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+            parameter.sequence_parallel = config.sequence_parallel
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` of shape ``[..., D]``."""

@@ -25,11 +25,12 @@ def megatron_config(model: GptConfig | VitConfig, parallel: ParallelConfig) -> T
     name elsewhere (``perform_initialization`` off), and nothing is dropped out.
     """
     is_gpt = isinstance(model, GptConfig)
+    query_groups = model.query_groups if isinstance(model, GptConfig) else None
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
         num_attention_heads=model.num_attention_heads,
-        num_query_groups=model.query_groups if is_gpt else None,
+        num_query_groups=query_groups,
         ffn_hidden_size=model.ffn_size,
         normalization="RMSNorm" if is_gpt else "LayerNorm",
         gated_linear_unit=is_gpt,

@@ -63,12 +63,10 @@ class LinearProjector(nn.Linear):
     def __init__(self, width: int, out_width: int, sequence_parallel: bool) -> None:
         super().__init__(width, out_width)
         for parameter in self.parameters():
-            parameter.sequence_parallel = sequence_parallel  # type: ignore[attr-defined]
+            parameter.sequence_parallel = sequence_parallel
 
 
-def _projector(
-    module: VitModule, language: GptConfig, groups: ProcessGroupCollection
-) -> nn.Module:
+def _projector(module: VitModule, language: GptConfig, groups: ProcessGroupCollection) -> nn.Module:
     width = module.model.hidden_size * module.projector.merge
     if module.projector.kind == "linear":
         return LinearProjector(width, language.hidden_size, module.parallel.sequence_parallel)

@@ -24,11 +24,8 @@ def named_weights(module: str, model: nn.Module) -> Iterator[tuple[str, nn.Param
         if isinstance(layer, TransformerLayer)
     }
     for name, parameter in model.named_parameters():
-        for local, full in layers.items():
-            if name.startswith(local):
-                name = full + name.removeprefix(local)
-                break
-        yield f"{module}.{name}", parameter
+        local = next((path for path in layers if name.startswith(path)), "")
+        yield f"{module}.{layers.get(local, '')}{name.removeprefix(local)}", parameter
 
 
 def is_sharded(parameter: nn.Parameter) -> bool:
@@ -40,7 +37,7 @@ def full_shape(parameter: nn.Parameter, tp: int) -> list[int]:
     """Return the shape of the whole parameter."""
     shape = list(parameter.shape)
     if is_sharded(parameter):
-        shape[parameter.partition_dim] *= tp  # type: ignore[attr-defined]
+        shape[parameter.partition_dim] *= tp
     return shape
 
 
@@ -69,7 +66,7 @@ def shard(full: Tensor, parameter: nn.Parameter, tp_rank: int, tp: int) -> Tenso
     """
     if tp == 1 or not is_sharded(parameter):
         return full
-    dim, stride = parameter.partition_dim, parameter.partition_stride  # type: ignore[attr-defined]
+    dim, stride = parameter.partition_dim, parameter.partition_stride
     pieces = torch.split(full, full.shape[dim] // tp // stride, dim=dim)
     return torch.cat(pieces[tp_rank::tp], dim=dim)
 
@@ -78,7 +75,7 @@ def unshard(parts: list[Tensor], parameter: nn.Parameter) -> Tensor:
     """Return the full tensor from all tp ranks' parts; the inverse of ``shard``."""
     if len(parts) == 1 or not is_sharded(parameter):
         return parts[0]
-    dim, stride = parameter.partition_dim, parameter.partition_stride  # type: ignore[attr-defined]
+    dim, stride = parameter.partition_dim, parameter.partition_stride
     blocks = [torch.chunk(part, stride, dim=dim) for part in parts]
     return torch.cat([part[i] for i in range(stride) for part in blocks], dim=dim)
 

@@ -23,9 +23,9 @@ def training_schedule(graph: ModuleGraph, num_microbatches: int, window: int) ->
         in_flight[edge.source] = window if group == home else min(2, num_microbatches)
         if group not in by_group:
             by_group[group] = encoder_ops(graph, graph.encoders(group), num_microbatches)
-    for group, ops in by_group.items():
+    for group in by_group:
         members = [node for node in graph.nodes.values() if node.group == group]
-        ops += update_ops([node.name for node in members if node.trainable])
+        by_group[group] += update_ops([node.name for node in members if node.trainable])
     name = "1f1b" if graph.encoders(home) == () else f"colocated, windows of {window}"
     return Schedule(name, _per_rank(graph, by_group), num_microbatches, in_flight)
 
@@ -35,11 +35,11 @@ def evaluation_schedule(graph: ModuleGraph, num_microbatches: int) -> Schedule:
     language = graph.language
     by_group: dict[str, list[Op]] = {node.group: [] for node in graph.nodes.values()}
     for microbatch in range(num_microbatches):
-        for group, ops in by_group.items():
-            ops += forwards(graph.encoders(group), microbatch)
+        for group in by_group:
+            by_group[group] += forwards(graph.encoders(group), microbatch)
         by_group[language.group] += receives(graph.edges, microbatch)
         by_group[language.group].append(Op(OpKind.EVALUATE, language.name, microbatch))
-    in_flight = {name: num_microbatches for name in graph.nodes}
+    in_flight = dict.fromkeys(graph.nodes, num_microbatches)
     return Schedule("evaluation", _per_rank(graph, by_group), num_microbatches, in_flight)
 
 

@@ -68,9 +68,7 @@ def _check_inputs(rank: int, ops: tuple[Op, ...], graph: ModuleGraph) -> None:
                 raise PlanError(f"rank {rank} runs '{op}' before '{needed}'")
 
 
-def _check_in_flight(
-    rank: int, ops: Iterable[Op], schedule: Schedule, graph: ModuleGraph
-) -> None:
+def _check_in_flight(rank: int, ops: Iterable[Op], schedule: Schedule, graph: ModuleGraph) -> None:
     """No module holds more activations at once than the schedule declares."""
     held: dict[str, int] = defaultdict(int)
     for op in ops:

@@ -92,7 +92,9 @@ class Replay:
 
     def _post_next_receive(self, rank: int, done: Op) -> Iterator[int]:
         later = self.schedule.ops[rank][self.position[rank] :]
-        following = next((op for op in later if (op.kind, op.boundary) == (done.kind, done.boundary)), None)
+        following = next(
+            (op for op in later if (op.kind, op.boundary) == (done.kind, done.boundary)), None
+        )
         if following is not None:
             yield from self._post(rank, following)
 
