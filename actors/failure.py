@@ -1,19 +1,12 @@
 """What Ray says of a dead or failed actor, told as a RankError."""
 
-from collections.abc import Mapping
-
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from disagg_train.errors import DataError, PlanError, RankError
+from disagg_train.errors import BoundaryError, Cause, DataError, PlanError, RankError
 
 _QUICK_S = 2.0
-
-
-class RankDiedError(RankError):
-    """The rank's process is gone; its peers' errors only follow from that."""
-
-    died = True
+_LOST_CONTACT = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting")
 
 
 def explain(
@@ -24,13 +17,18 @@ def explain(
     A sample or a plan at fault is the user's to mend, so those errors pass as they are.
     """
     if isinstance(error, RayActorError):
-        return RankDiedError(f"the actor died: {_last_line(error)}", group, rank, node)
-    if isinstance(error, RayTaskError):
-        cause = error.cause
-        if isinstance(cause, DataError | PlanError):
-            return cause
-        return RankError(f"{type(cause).__name__}: {cause}", group, rank, node, _op_of(actor))
-    return RankError(f"{type(error).__name__}: {error}", group, rank, node, _op_of(actor))
+        return RankError(f"the actor died: {_last_line(error)}", group, rank, node, cause="died")
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, DataError | PlanError):
+        return cause
+    message = f"{type(cause).__name__}: {cause}"
+    followed: Cause = "peer" if _follows_from_a_peer(cause) else "raised"
+    return RankError(message, group, rank, node, _op_of(actor), followed)
+
+
+def _follows_from_a_peer(error: BaseException) -> bool:
+    """Whether a rank only lost contact with another one."""
+    return isinstance(error, BoundaryError) or any(text in str(error) for text in _LOST_CONTACT)
 
 
 def _op_of(actor: ray.actor.ActorHandle) -> str:
@@ -43,8 +41,3 @@ def _op_of(actor: ray.actor.ActorHandle) -> str:
 def _last_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
-
-
-def hang_report(stacks: Mapping[int, str]) -> str:
-    """Return the stacks of ranks that did not answer, one after the other."""
-    return "\n".join(f"--- rank {rank}\n{stack}" for rank, stack in sorted(stacks.items()))

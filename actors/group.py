@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Timer
 from typing import Any
 
 import ray
@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from actors.failure import explain
 from disagg_train.engine.setup import RankSetup
-from disagg_train.errors import RankError
+from disagg_train.errors import RankError, culprit
 from disagg_train.metrics.records import RankReport
 from disagg_train.planner.step_plan import StepPlan
+
+_BLAME_S = 2.0
 
 
 class ActorGroup:
@@ -79,13 +81,17 @@ class ActorGroup:
 
 
 class _Joined:
-    """Joins the results of all ranks; the first failure, explained, decides."""
+    """Joins the results of all ranks; fails as soon as a culprit is known.
+
+    A rank that only lost contact with a peer waits a moment for the peer's own error.
+    """
 
     def __init__(
         self, refs: list[ray.ObjectRef], explain_error: Callable[[int, BaseException], Exception]
     ) -> None:
         self.future: Future[list[Any]] = Future()
         self._results: dict[int, Any] = {}
+        self._errors: list[BaseException] = []
         self._count, self._lock, self._explain = len(refs), Lock(), explain_error
         for rank, ref in enumerate(refs):
             ref.future().add_done_callback(lambda f, rank=rank: self._on_done(rank, f))
@@ -93,15 +99,26 @@ class _Joined:
     def _on_done(self, rank: int, result: "Future[Any]") -> None:
         error = result.exception()
         if error is not None:
-            explained = self._explain(rank, error)
-            with self._lock:
-                if not self.future.done():
-                    self.future.set_exception(explained)
+            self._on_error(self._explain(rank, error))
             return
         with self._lock:
             self._results[rank] = result.result()
             if len(self._results) == self._count and not self.future.done():
                 self.future.set_result([self._results[i] for i in range(self._count)])
+
+    def _on_error(self, error: Exception) -> None:
+        self._errors.append(error)
+        if isinstance(error, RankError) and error.cause == "peer":
+            timer = Timer(_BLAME_S, self._fail)
+            timer.daemon = True
+            timer.start()
+        else:
+            self._fail()
+
+    def _fail(self) -> None:
+        with self._lock:
+            if not self.future.done():
+                self.future.set_exception(culprit(self._errors))
 
 
 def results(future: "Future[Any]", deadline_s: float, group: str, what: str) -> list[Any]:

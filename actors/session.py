@@ -46,7 +46,7 @@ class Session:
         try:
             self._setup()
         except BaseException:
-            self.close(sound=False)
+            self.close()
             raise
 
     def _setup(self) -> None:
@@ -72,16 +72,14 @@ class Session:
         ]
         return dict(enumerate(names))
 
-    def close(self, sound: bool = True) -> None:
+    def close(self) -> None:
         """Make all ranks leave their groups, and let the actors go.
 
-        Args:
-            sound: False where a step failed: its ranks may still be blocked.
+        Ranks that do not answer in time are given back as unsound.
         """
-        if sound:
-            futures = [group.teardown() for group in self.groups]
-            done, _ = wait(futures, timeout=_GOODBYE_S)
-            sound = len(done) == len(futures) and not any(f.exception() for f in done)
+        futures = [group.teardown() for group in self.groups]
+        done, _ = wait(futures, timeout=_GOODBYE_S)
+        sound = len(done) == len(futures) and not any(future.exception() for future in done)
         self._release(self._by_name, sound)
 
     def __enter__(self) -> Self:
@@ -93,7 +91,7 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close(sound=error is None or isinstance(error, GeneratorExit))
+        self.close()
 
 
 def on_cluster(job: JobConfig) -> Session:

@@ -4,9 +4,11 @@ Steps run one after the other on the actor's own thread; health and stack dumps 
 the ``control`` concurrency group while that thread is blocked.
 """
 
+import contextlib
 import faulthandler
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,11 +71,22 @@ class RankActor:
 
     def train(self, plan: StepPlan, upcoming: StepPlan | None) -> RankReport:
         """Run one training step."""
-        return self._ready().train(plan, upcoming)
+        with self._leaving_on_failure():
+            return self._ready().train(plan, upcoming)
 
     def evaluate(self, plan: StepPlan) -> RankReport:
         """Run one evaluation."""
-        return self._ready().evaluate(plan)
+        with self._leaving_on_failure():
+            return self._ready().evaluate(plan)
+
+    @contextlib.contextmanager
+    def _leaving_on_failure(self) -> Iterator[None]:
+        """Leave all groups when a step fails, so that peers fail at once and stay usable."""
+        try:
+            yield
+        except BaseException:
+            self.teardown()
+            raise
 
     def save(self, folder: Path) -> dict[str, str]:
         """Write the modules that this rank leads; return file name -> SHA-256."""

@@ -1,5 +1,8 @@
 """The errors a user can meet. Each message gives the value, the rule, and the way out."""
 
+from collections.abc import Iterable
+from typing import Literal
+
 
 class DisaggTrainError(Exception):
     """Base of every error that this project raises on purpose."""
@@ -29,6 +32,9 @@ class ClusterError(DisaggTrainError):
     """The cluster cannot hold the job's groups."""
 
 
+Cause = Literal["died", "raised", "peer"]
+
+
 class RankError(DisaggTrainError):
     """A rank died, hung or raised.
 
@@ -38,16 +44,36 @@ class RankError(DisaggTrainError):
         rank: rank inside the group.
         node: address of the node, where known.
         op: the op the rank was running, as ``kind module microbatch``, where known.
+        cause: whether its process is gone, or it raised, or only a peer failed it.
     """
 
-    def __init__(self, message: str, group: str, rank: int, node: str = "", op: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        group: str,
+        rank: int,
+        node: str = "",
+        op: str = "",
+        cause: Cause = "raised",
+    ) -> None:
         where = f"group {group!r} rank {rank}"
         where += f" on node {node}" if node else ""
         where += f" during {op}" if op else ""
         super().__init__(f"{where}: {message}")
         self.message = message
-        self.group, self.rank, self.node, self.op = group, rank, node, op
+        self.group, self.rank, self.node, self.op, self.cause = group, rank, node, op, cause
 
-    def __reduce__(self) -> tuple[type["RankError"], tuple[str, str, int, str, str]]:
+    def __reduce__(self) -> tuple[type["RankError"], tuple[str, str, int, str, str, Cause]]:
         """Pickle by the constructor's arguments, so that the error survives its way home."""
-        return type(self), (self.message, self.group, self.rank, self.node, self.op)
+        arguments = (self.message, self.group, self.rank, self.node, self.op, self.cause)
+        return type(self), arguments
+
+
+def culprit(errors: Iterable[BaseException]) -> BaseException:
+    """Return the error to blame: a death before an exception before what only followed."""
+    order: list[Cause] = ["died", "raised", "peer"]
+
+    def rank_of(error: BaseException) -> int:
+        return order.index(error.cause if isinstance(error, RankError) else "raised")
+
+    return min(errors, key=rank_of)

@@ -31,7 +31,8 @@ class BoundaryResult:
             Under sequence parallelism it still moves whole tensors.
         raw_ms: one ``torch.distributed`` send and receive per direction of the same bytes:
             between one rank of either side, or, where no side has replicas, divided over
-            parallel pairs of ranks.
+            parallel pairs of ranks. Like ours it receives into new memory; ``raw_reused``
+            among the samples is the same into one buffer again and again.
         ratio_megatron: ours / Megatron's.
         ratio_raw: ours / raw.
         wire_over_payload_forward: bytes that cross between the sides / bytes of all tokens.

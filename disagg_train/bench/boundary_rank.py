@@ -63,7 +63,8 @@ class BoundaryRank:
         self._ours = Ours(case, store, place, setup.deadline_s)
         self._contestants: dict[str, Contestant] = {
             "ours": self._ours,
-            "raw": RawMessages(case, place),
+            "raw": RawMessages(case, place, reuses_memory=False),
+            "raw_reused": RawMessages(case, place, reuses_memory=True),
         }
         try:
             self._contestants["megatron"] = MegatronBridge(case, place)
@@ -73,18 +74,23 @@ class BoundaryRank:
     def run(self, count: int) -> BoundaryTimes:
         """Check that rows arrive, warm up, then time ``count`` rounds."""
         self._ours.check()
-        for _ in range(_WARM_UP_ROUNDS):
-            self._round()
+        for turn in range(_WARM_UP_ROUNDS):
+            self._round(turn)
         sent_bytes = self._sent_bytes()
         samples_s: dict[str, list[float]] = {}
-        for _ in range(count):
-            for name, elapsed_s in self._round().items():
+        for turn in range(count):
+            for name, elapsed_s in self._round(turn).items():
                 samples_s.setdefault(name, []).append(elapsed_s)
         return BoundaryTimes(samples_s, sent_bytes, self._ours.received_bytes)
 
-    def _round(self) -> dict[str, float]:
+    def _round(self, turn: int) -> dict[str, float]:
+        """Time everybody once, forwards and backwards in turn: nobody always follows another.
+
+        Who went before decides what is in the caches and how the heap looks.
+        """
         times_s = {}
-        for name, contestant in self._contestants.items():
+        contestants = list(self._contestants.items())
+        for name, contestant in contestants if turn % 2 == 0 else reversed(contestants):
             times_s[f"{name}_forward"] = _timed(contestant.forward)
             times_s[f"{name}_backward"] = _timed(contestant.backward)
         return times_s

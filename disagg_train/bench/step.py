@@ -1,5 +1,6 @@
 """``disagg-train bench step``: the same op lists under Ray and without it, in one run."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -172,6 +173,7 @@ def run_step(job: JobConfig, blocks: int = 20) -> StepResult:
     with ExitStack() as stack:
         host = RendezvousHost("127.0.0.1")
         torchrun = stack.enter_context(start_torchrun(job, host.next_epoch()))
+        os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default, torchrun's is 0
         if connect(None, job.num_ranks):
             stack.callback(ray.shutdown)
         pool = ActorPool(job.num_ranks)

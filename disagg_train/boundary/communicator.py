@@ -132,7 +132,7 @@ class Communicator:
     def _buffer(self, exchange: Exchange) -> Tensor:
         """Return the buffer to fill, zeroed where some of its rows will not arrive."""
         arriving = exchange.num_received + len(exchange.local[1])
-        if exchange.gather is not None:
+        if exchange.gather is not None and self._replicas is not None:
             arriving = sum(len(share) for share in exchange.gather.shares)
         rows_TD = self._empty(exchange.num_rows)
         return rows_TD if arriving == exchange.num_rows else rows_TD.zero_()
@@ -202,6 +202,8 @@ class Communicator:
 
     def close(self) -> None:
         """Leave the boundary."""
+        self._sends.clear()
+        self._under_way.clear()
         self._transport.close()
         if self._replicas is not None:
             self._replicas.close()

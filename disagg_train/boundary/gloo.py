@@ -40,7 +40,9 @@ class GlooGroup:
         rank = self.places.index(place)
         prefixed = PrefixStore(f"gloo/{name}", store)
         try:
-            self._group = ProcessGroupGloo(prefixed, rank, len(self.places), self.deadline)
+            self._open: ProcessGroupGloo | None = ProcessGroupGloo(
+                prefixed, rank, len(self.places), self.deadline
+            )
         except RuntimeError as error:
             raise BoundaryError(
                 f"{name}: rank {place} waited {deadline_s:g} s for the ranks {self.places} to "
@@ -76,9 +78,18 @@ class GlooGroup:
         except RuntimeError as error:
             raise BoundaryError(f"{self.name}: rank {self.place} in {what}: {error}") from None
 
+    @property
+    def _group(self) -> ProcessGroupGloo:
+        if self._open is None:
+            raise BoundaryError(f"{self.name}: rank {self.place} left this group")
+        return self._open
+
     def close(self) -> None:
-        """Leave the group; peers that still wait for this rank fail."""
-        self._group.abort()
+        """Leave the group; peers that still wait for this rank fail at once.
+
+        gloo closes its connections when the group is destroyed, not when it is aborted.
+        """
+        self._open = None
 
 
 class _Works:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 
 from disagg_train.driver.ports import Group
-from disagg_train.errors import RankError
+from disagg_train.errors import RankError, culprit
 from disagg_train.metrics.records import RankReport, StepRecord, module_times
 from disagg_train.planner.step_plan import StepPlan
 
@@ -76,13 +76,13 @@ def _start(groups: Sequence[Group], plan: StepPlan, upcoming: StepPlan | None) -
 def collect(running: Running, deadline_s: float) -> Reports:
     """Wait for all groups and return their ranks' reports, by global rank.
 
-    A rank's death takes its peers along with errors of their own; the others get a moment
-    to report, and the error of a rank that died is the one that is raised.
+    A rank that fails takes its peers along with errors of their own; all get a moment to
+    report, and the culprit's error is the one that is raised.
     """
     done, pending = wait(running, timeout=deadline_s, return_when=FIRST_EXCEPTION)
     if failed := _errors(done):
         late, _ = wait(pending, timeout=_BLAME_S)
-        raise min(failed + _errors(late), key=lambda error: not getattr(error, "died", False))
+        raise culprit(failed + _errors(late))
     if pending:
         raise RankError(f"no answer for {deadline_s:g} s; the step hangs", "any", -1)
     reports = [report for future in running for report in future.result()]

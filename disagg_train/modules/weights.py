@@ -13,8 +13,6 @@ import torch.distributed as dist
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
-_STD = 0.02
-
 
 def named_weights(module: str, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield (full name, parameter) of every weight of a module's local model."""
@@ -44,8 +42,9 @@ def full_shape(parameter: nn.Parameter, tp: int) -> list[int]:
 def draw(seed: int, name: str, shape: list[int]) -> Tensor:
     """Return the initial values of the full parameter, drawn on the CPU in fp32.
 
-    Biases are zero, norm weights one, everything else is normal with deviation 0.02,
-    divided by sqrt(2 * 12) where it ends a residual branch.
+    Biases are zero, norm weights one, matrices normal with deviation 1 / sqrt(columns): the
+    fan-in of a linear, the width of an embedding. Residual streams are normalised before
+    every use, so their growth with depth does no harm.
     """
     if name.endswith("bias"):
         return torch.zeros(shape)
@@ -53,9 +52,7 @@ def draw(seed: int, name: str, shape: list[int]) -> Tensor:
         return torch.ones(shape)
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    ends_branch = name.endswith(("linear_proj.weight", "linear_fc2.weight"))
-    std = _STD / math.sqrt(24) if ends_branch else _STD
-    return torch.randn(shape, generator=generator) * std
+    return torch.randn(shape, generator=generator) / math.sqrt(shape[-1])
 
 
 def shard(full: Tensor, parameter: nn.Parameter, tp_rank: int, tp: int) -> Tensor:

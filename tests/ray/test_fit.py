@@ -1,0 +1,99 @@
+"""A whole run through the Python API leaves what it promised, and nothing else."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from disagg_train.checkpoint.save import load_weights
+from disagg_train.trainer import Trainer
+from tests.ray.jobs import job_with
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    folder = tmp_path_factory.mktemp("run")
+    trainer = Trainer(
+        job_with(
+            "train.steps=6", "train.evaluation={every_steps: 3, samples: 8}", f"output={folder}"
+        )
+    )
+    assert [record.step for record in trainer.fit()] == list(range(6))
+    return trainer
+
+
+def test_metrics_hold_one_object_per_step(finished: Trainer) -> None:
+    lines = (finished.output / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["step"] for record in records] == list(range(6))
+    wanted = {"step", "loss", "grad_norm", "lr", "num_target_tokens", "step_time_s", "modules"}
+    assert wanted <= set(records[0])
+    vision = records[1]["modules"]["vision"]
+    assert min(vision["forward_s"], vision["backward_s"], vision["boundary_s"]) > 0
+    assert vision["boundary_bytes"] > 0
+
+
+def test_the_trace_has_a_row_per_rank(finished: Trainer) -> None:
+    events = json.loads((finished.output / "trace.json").read_text())["traceEvents"]
+    names = {e["args"]["name"] for e in events if e["ph"] == "M"}
+    assert names == {"encoders 0", "encoders 1", "language 0", "language 1"}
+    assert {e["tid"] for e in events if e["ph"] == "X"} == {0, 1, 2, 3}
+
+
+def test_the_model_was_evaluated_when_it_should_be(finished: Trainer) -> None:
+    assert [evaluation.step for evaluation in finished.evaluations] == [3, 6]
+    assert len(finished.evaluations[-1].answers) == 8
+
+
+def test_the_checkpoint_holds_every_weight(finished: Trainer) -> None:
+    weights = load_weights(finished.output / "checkpoint")
+    assert {name.partition(".")[0] for name in weights} == {"vision", "language"}
+    assert all(np.isfinite(tensor).all() for tensor in weights.values())
+
+
+def test_pictures_are_drawn(finished: Trainer) -> None:
+    assert (finished.output / "curve.png").stat().st_size > 10_000
+    assert (finished.output / "predictions.png").stat().st_size > 5_000
+
+
+def test_leaving_the_loop_early_ends_the_actors(tmp_path: Path) -> None:
+    trainer = Trainer(job_with("train.steps=50", f"output={tmp_path}"))
+    steps = trainer.fit()
+    next(steps)
+    pids = _ranks_of(os.getpid())
+    assert pids
+    steps.close()
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists() and not _gone(pid)]
+
+
+def _ranks_of(parent: int) -> list[int]:
+    """Return the processes that name a rank actor on their command line."""
+    del parent
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_text()
+        except OSError:
+            continue
+        if "ray::RankActor" in command:
+            found.append(int(folder.name))
+    return found
+
+
+def _gone(pid: int, deadline_s: float = 20.0) -> bool:
+    """Wait until a process is gone, or a zombie that its parent has yet to collect."""
+    import time
+
+    until = time.monotonic() + deadline_s
+    while time.monotonic() < until:
+        try:
+            if " Z " in Path(f"/proc/{pid}/stat").read_text():
+                return True
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False

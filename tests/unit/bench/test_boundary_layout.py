@@ -1,0 +1,109 @@
+import json
+
+import pytest
+
+from disagg_train.bench.boundary import parse_layout
+from disagg_train.bench.case import BoundaryCase
+from disagg_train.bench.dead_time import dead_time_fraction
+from disagg_train.bench.statistics import bootstrap_interval, ratio
+from disagg_train.config.modules import ParallelConfig
+from disagg_train.errors import ConfigError
+from disagg_train.metrics.records import RankReport, Span
+
+
+def test_a_layout_is_read_axis_by_axis() -> None:
+    assert parse_layout("tp=2,dp=1,sp=true") == ParallelConfig(tp=2, dp=1, sp=True)
+    assert parse_layout(" dp = 3 , sp=False") == ParallelConfig(dp=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "way_out"),
+    [
+        ("tp", "write axis=degree"),
+        ("", "write axis=degree"),
+        ("tensor=2", "write axis=degree"),
+        ("tp=two", "use a number from 1 up"),
+        ("tp=-1", "use a number from 1 up"),
+        ("tp=0", "greater than 0"),
+        ("sp=2", "neither true nor false"),
+        ("tp=2,tp=4", "name each axis once"),
+        ("cp=2", "use cp: 1"),
+    ],
+)
+def test_a_bad_layout_is_refused_with_the_way_out(text: str, way_out: str) -> None:
+    with pytest.raises(ConfigError, match=way_out):
+        parse_layout(text)
+
+
+def test_the_interval_holds_the_median_and_is_the_same_again() -> None:
+    values = [1.00, 1.02, 0.98, 1.01, 1.03, 0.97, 1.00, 1.05, 0.99, 1.01]
+    low, high = bootstrap_interval(values)
+    assert min(values) <= low <= 1.005 <= high <= max(values)
+    assert bootstrap_interval(values) == (low, high)
+
+
+def test_equal_values_leave_no_doubt() -> None:
+    assert bootstrap_interval([1.5] * 8) == (1.5, 1.5)
+
+
+def test_more_blocks_narrow_the_interval() -> None:
+    values = [0.9, 1.0, 1.1, 1.2, 0.8]
+    narrow, wide = bootstrap_interval(values * 20), bootstrap_interval(values)
+    assert narrow[1] - narrow[0] < wide[1] - wide[0]
+
+
+def test_an_interval_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        bootstrap_interval([])
+
+
+def test_a_ratio_to_nothing_is_nothing() -> None:
+    assert ratio(3.0, None) is None
+    assert json.dumps(ratio(3.0, 2.0)) == "1.5"
+
+
+def test_all_tokens_of_a_case_cross_and_dp_ranks_have_equal_work() -> None:
+    case = BoundaryCase(parse_layout("dp=3"), parse_layout("dp=2"), 4096, 8)
+    assert sum(sample.tokens("vision") for sample in case.plan.samples) == 4096
+    holdings = case.boundary.layouts(case.plan, 0).source.holdings
+    assert {holding.num_tokens for holding in holdings} <= {1365, 1366}
+    assert case.raw_pairs == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "pairs"),
+    [
+        ("tp=2", "tp=2", 1),
+        ("tp=2", "tp=2,sp=true", 1),
+        ("dp=2", "tp=2,sp=true", 2),
+        ("dp=1", "dp=4", 1),
+        ("dp=2", "dp=2", 2),
+    ],
+)
+def test_raw_messages_go_in_parallel_only_where_no_side_has_replicas(
+    source: str, destination: str, pairs: int
+) -> None:
+    case = BoundaryCase(parse_layout(source), parse_layout(destination), 64, 8)
+    assert case.raw_pairs == pairs
+
+
+def _report(place: int, *times_s: float) -> RankReport:
+    spans = [
+        Span("op", "language", "forward", begin_s, end_s)
+        for begin_s, end_s in zip(times_s[::2], times_s[1::2], strict=True)
+    ]
+    return RankReport(place, spans=spans)
+
+
+def test_dead_time_is_between_ops_and_steps_but_not_between_runs() -> None:
+    idle_between_ops = [[_report(0, 0.0, 4.0, 5.0, 9.0)], [_report(0, 9.0, 10.0)]]
+    idle_between_steps = [[_report(0, 100.0, 109.0)], [_report(0, 109.5, 110.0)]]
+    assert dead_time_fraction([idle_between_ops]) == pytest.approx(0.1)
+    assert dead_time_fraction([idle_between_steps]) == pytest.approx(0.05)
+    assert dead_time_fraction([idle_between_ops, idle_between_steps]) == pytest.approx(0.075)
+
+
+def test_dead_time_is_that_of_the_worst_rank() -> None:
+    assert dead_time_fraction([[[_report(0, 0.0, 1.0), _report(1, 0.0, 0.5, 0.9, 1.0)]]]) == (
+        pytest.approx(0.4)
+    )
