@@ -1,11 +1,13 @@
 """The cluster: start or join Ray, place groups, and say plainly what does not fit."""
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import lcm
+from pathlib import Path
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -31,44 +33,58 @@ class Resources:
         return {"GPU": self.gpus, "CPU": self.cpus} if self.gpus else {"CPU": self.cpus}
 
 
-def connect(address: str | None, num_cpus: int) -> bool:
-    """Join a running cluster, or start a local Ray for this process.
+class RayConnection:
+    """A connection to Ray; closing it stops a Ray that was started for it, and no other.
 
     Args:
-        address: of a running cluster, ``auto`` for the one on this machine; None starts one.
+        address: of a running cluster, ``auto`` for the one on this machine; None starts a
+            local Ray unless this process is connected already.
         num_cpus: ranks that a local Ray must hold; on a laptop they share its cores.
-
-    Returns:
-        Whether a Ray was started here, so that it is ours to stop.
     """
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if ray.is_initialized():
-        return False
-    if address is not None:
-        ray.init(address=address, log_to_driver=False)
-        return False
-    folder = tempfile.mkdtemp(prefix="disagg-train-ray-")
-    ray.init(
-        num_cpus=max(num_cpus, os.cpu_count() or 1),
-        include_dashboard=False,
-        log_to_driver=False,
-        _temp_dir=folder,
-        logging_level="ERROR",
-    )
-    return True
+
+    def __init__(self, address: str | None, num_cpus: int) -> None:
+        self._folder: Path | None = None
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: ranks are no helpers
+        if ray.is_initialized():
+            return
+        if address is not None:
+            ray.init(address=address, log_to_driver=False)
+            return
+        self._folder = Path(tempfile.mkdtemp(prefix="disagg-train-ray-"))
+        ray.init(
+            num_cpus=max(num_cpus, os.cpu_count() or 1),
+            include_dashboard=False,
+            log_to_driver=False,
+            _temp_dir=str(self._folder),
+            logging_level="ERROR",
+        )
+
+    def close(self) -> None:
+        """Stop the local Ray, if one was started here, and remove its files."""
+        if self._folder is not None:
+            ray.shutdown()
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
 
 
 def rank_resources(job: JobConfig) -> Resources:
     """Return what a rank takes: a GPU where the job runs on GPUs, else a CPU.
 
     Raises:
-        ConfigError: the job asks for GPUs and the cluster has none.
+        ConfigError: the job asks for GPUs and cannot have them.
     """
     has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+    alone = job.num_ranks == 1
     if job.device == "cuda" and not has_gpus:
         raise ConfigError("device: cuda, but the cluster has no GPU; set device: cpu or auto")
-    return Resources(1.0, 1.0) if has_gpus and job.device != "cpu" else Resources(0.0, 1.0)
+    if job.device == "cuda" and not alone:
+        raise ConfigError(
+            f"device: cuda with {job.num_ranks} ranks needs boundaries over NCCL, which are "
+            f"not built yet; set device: cpu, or run on one rank"
+        )
+    uses_gpus = has_gpus and alone and job.device != "cpu"
+    return Resources(1.0, 1.0) if uses_gpus else Resources(0.0, 1.0)
 
 
 def fit(job: JobConfig, capacity: int) -> tuple[JobConfig, str]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from disagg_train.trainer import Trainer
 
+_DESCRIPTION = "Train multimodal LLMs with every module on its own layout and its own ranks."
 _INTERRUPTED, _TERMINATED = 130, 143
 
 
@@ -40,7 +41,7 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="disagg-train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="disagg-train", description=_DESCRIPTION)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = _job_command(commands, "train", _train, "train a job on Ray actor groups")

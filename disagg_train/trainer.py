@@ -6,9 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import ray
-
-from actors.cluster import connect
+from actors.cluster import RayConnection
 from actors.group import results
 from actors.pool import ActorPool
 from actors.session import Session, on_cluster
@@ -53,7 +51,8 @@ class Trainer:
         self.job = load_job(job, overrides)
         self.source: DataSource = open_source(self.job)
         self._train_sizes = checked_sizes(self.source, self.job, "train")
-        self._address, self._owns_ray = address, False
+        self._address = address
+        self._ray: RayConnection | None = None
         self.note = ""
         self.records: list[StepRecord] = []
         self.evaluations: list[Evaluation] = []
@@ -180,13 +179,14 @@ class Trainer:
         return Observation(losses, [r.grad_norm for r in records], first_gradients, weights)
 
     def _connect(self, num_ranks: int) -> None:
-        self._owns_ray = connect(self._address, num_ranks) or self._owns_ray
+        if self._ray is None:
+            self._ray = RayConnection(self._address, num_ranks)
 
     def close(self) -> None:
         """Stop the Ray that this trainer started, if any."""
-        if self._owns_ray:
-            ray.shutdown()
-            self._owns_ray = False
+        if self._ray is not None:
+            self._ray.close()
+            self._ray = None
 
     def __enter__(self) -> Self:
         return self

@@ -13,13 +13,11 @@ _MOST_RANKS = 6
 
 @pytest.fixture(scope="session")
 def pool() -> "Iterator[ActorPool]":
-    import ray
-
-    from actors.cluster import connect
+    from actors.cluster import RayConnection
     from actors.pool import ActorPool
 
-    connect(None, num_cpus=_MOST_RANKS + 2)
+    connection = RayConnection(None, num_cpus=_MOST_RANKS + 2)
     pool = ActorPool(_MOST_RANKS)
     yield pool
     pool.close()
-    ray.shutdown()
+    connection.close()

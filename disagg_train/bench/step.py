@@ -1,6 +1,5 @@
 """``disagg-train bench step``: the same op lists under Ray and without it, in one run."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -9,9 +8,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-import ray
-
-from actors.cluster import connect
+from actors.cluster import RayConnection
 from actors.pool import ActorPool
 from actors.rendezvous import RendezvousHost
 from actors.session import Session
@@ -173,9 +170,7 @@ def run_step(job: JobConfig, blocks: int = 20) -> StepResult:
     with ExitStack() as stack:
         host = RendezvousHost("127.0.0.1")
         torchrun = stack.enter_context(start_torchrun(job, host.next_epoch()))
-        os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default, torchrun's is 0
-        if connect(None, job.num_ranks):
-            stack.callback(ray.shutdown)
+        stack.callback(RayConnection(None, job.num_ranks).close)
         pool = ActorPool(job.num_ranks)
         stack.callback(pool.close)
         session = stack.enter_context(pool.session(job))

@@ -98,9 +98,16 @@ def _report(place: int, *times_s: float) -> RankReport:
 def test_dead_time_is_between_ops_and_steps_but_not_between_runs() -> None:
     idle_between_ops = [[_report(0, 0.0, 4.0, 5.0, 9.0)], [_report(0, 9.0, 10.0)]]
     idle_between_steps = [[_report(0, 100.0, 109.0)], [_report(0, 109.5, 110.0)]]
-    assert dead_time_fraction([idle_between_ops]) == pytest.approx(0.1)
-    assert dead_time_fraction([idle_between_steps]) == pytest.approx(0.05)
-    assert dead_time_fraction([idle_between_ops, idle_between_steps]) == pytest.approx(0.075)
+    assert dead_time_fraction([idle_between_ops]) == pytest.approx(1 / 10)
+    assert dead_time_fraction([idle_between_steps]) == pytest.approx(0.5 / (9.5 / 2 + 0.5))
+    both = (1 / 4 + 0.5 / 2) / (19.5 / 4 + 0.5 / 2)
+    assert dead_time_fraction([idle_between_ops, idle_between_steps]) == pytest.approx(both)
+
+
+def test_the_length_of_runs_does_not_hide_the_gaps() -> None:
+    steps = [[_report(0, 10.0 * i, 10.0 * i + 9.0)] for i in range(6)]
+    assert dead_time_fraction([steps]) == pytest.approx(0.1)
+    assert dead_time_fraction([steps[:2], steps[2:4], steps[4:]]) == pytest.approx(0.1)
 
 
 def test_dead_time_is_that_of_the_worst_rank() -> None:

@@ -1,0 +1,89 @@
+"""The driver's loop against a group that is no group: what is handed out, and when."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+
+from disagg_train.driver import loop
+from disagg_train.errors import RankError
+from disagg_train.metrics.records import RankReport
+from disagg_train.planner.balance import in_order
+from disagg_train.planner.step_plan import SampleSize, StepPlan
+
+
+class _Group:
+    """Answers at once, and remembers what it was asked."""
+
+    name = "all"
+
+    def __init__(self, fails_at: int = -1) -> None:
+        self.asked: list[tuple[int, int | None]] = []
+        self._fails_at = fails_at
+
+    def train(self, plan: StepPlan, upcoming: StepPlan | None) -> Future[Sequence[RankReport]]:
+        self.asked.append((plan.step, upcoming.step if upcoming else None))
+        future: Future[Sequence[RankReport]] = Future()
+        if plan.step == self._fails_at:
+            future.set_exception(RankError("raised", "all", 0, cause="raised"))
+        else:
+            future.set_result([RankReport(1, loss_sum=6.0), RankReport(0, loss_sum=6.0)])
+        return future
+
+    def evaluate(self, plan: StepPlan) -> Future[Sequence[RankReport]]:
+        raise NotImplementedError
+
+    def save(self, folder: Path) -> Future[Sequence[dict[str, str]]]:
+        raise NotImplementedError
+
+
+def _plans(count: int) -> list[StepPlan]:
+    samples = (SampleSize(0, 5, 2), SampleSize(1, 7, 1))
+    return [StepPlan(step, samples, {"language": in_order(2, 1, 1)}, 0.1) for step in range(count)]
+
+
+def test_every_plan_is_handed_out_once_with_the_next_one_beside_it() -> None:
+    group = _Group()
+    records = [record for record, _ in loop.train([group], _plans(4), 5.0)]
+    assert group.asked == [(0, 1), (1, 2), (2, 3), (3, None)]
+    assert [record.step for record in records] == [0, 1, 2, 3]
+    assert records[0].loss == 2.0
+    assert records[0].num_tokens == 12
+
+
+def test_the_next_plan_is_handed_out_before_a_step_is_done() -> None:
+    group = _Group()
+    next(loop.train([group], _plans(3), 5.0))
+    assert [step for step, _ in group.asked] == [0, 1]
+
+
+def test_no_plan_is_ahead_where_the_driver_pauses() -> None:
+    group = _Group()
+    steps = loop.train([group], _plans(3), 5.0, pauses_after=lambda step: step == 0)
+    next(steps)
+    assert [step for step, _ in group.asked] == [0]
+    assert [record.step for record, _ in steps] == [1, 2]
+
+
+def test_reports_come_in_the_order_of_global_ranks() -> None:
+    _, reports = next(loop.train([_Group()], _plans(1), 5.0))
+    assert [report.place for report in reports] == [0, 1]
+
+
+def test_a_failure_reaches_the_caller() -> None:
+    with pytest.raises(RankError, match="group 'all' rank 0: raised"):
+        list(loop.train([_Group(fails_at=1)], _plans(3), 5.0))
+
+
+def test_a_death_is_blamed_before_those_who_lost_their_peer() -> None:
+    lost, died = Future(), Future()
+    lost.set_exception(RankError("lost contact", "language", 0, cause="peer"))
+    died.set_exception(RankError("the actor died", "encoders", 1, cause="died"))
+    with pytest.raises(RankError, match="encoders"):
+        loop.collect([lost, died], 5.0)
+
+
+def test_a_step_that_never_ends_is_an_error_at_its_deadline() -> None:
+    with pytest.raises(RankError, match=r"no answer for 0\.1 s"):
+        loop.collect([Future()], 0.1)

@@ -1,0 +1,52 @@
+"""Commands that need no ranks, as a user types them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from disagg_train.cli import main
+
+_JOB = str(Path(__file__).parents[2] / "examples" / "digits.yaml")
+
+
+def test_help_loads_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys; from disagg_train.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(bool({'torch', 'ray', 'pydantic'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=30, check=False).returncode == 0
+
+
+def test_importing_the_package_loads_neither_torch_nor_ray() -> None:
+    code = "import sys, disagg_train; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], timeout=30, check=False).returncode == 0
+
+
+def test_the_schema_knows_every_top_level_field(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    wanted = {"name", "seed", "groups", "modules", "data", "train", "output", "fallback"}
+    assert wanted <= set(schema["properties"])
+    assert schema["properties"]["fallback"]["description"]
+
+
+def test_check_prints_ranks_layouts_routes_and_ops(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", _JOB, "--set", "train.global_batch=8"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("ranks", "rows held", "rows needed", "routes", "optimizer_step"):
+        assert word in printed
+
+
+def test_a_mistake_is_one_line_and_a_status(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", _JOB, "--set", "modules.vision.parallel.dp=3"]) == 1
+    assert "group 'encoders' has 2 ranks" in capsys.readouterr().err
+
+
+def test_a_missing_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "nowhere.yaml"]) == 1
+    assert "nowhere.yaml" in capsys.readouterr().err
