@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from actors.pool import ActorPool
 
 _MOST_RANKS = 6
+_FREE = 4  # for the tests that start actors of their own
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +17,7 @@ def pool() -> "Iterator[ActorPool]":
     from actors.cluster import RayConnection
     from actors.pool import ActorPool
 
-    connection = RayConnection(None, num_cpus=_MOST_RANKS + 2)
+    connection = RayConnection(None, num_cpus=_MOST_RANKS + _FREE)
     pool = ActorPool(_MOST_RANKS)
     yield pool
     pool.close()

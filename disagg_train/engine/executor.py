@@ -80,9 +80,11 @@ class Executor:
             PlanError: another rank holds another plan.
             BoundaryError: an exchange failed or timed out.
         """
+        begin = time.time()
         self._start_step(plan, inputs)
         self._world.check_same(plan.digest, f"step {plan.step}")
         self._post_first_receives(ops)
+        self._spans.append(Span("start step", "", "update", begin, time.time()))
         for position, op in enumerate(ops):
             self.current_op, begin = op, time.time()
             self._do[op.kind](op)

@@ -43,19 +43,25 @@ class Rank:
         self._world = World(
             setup.rendezvous, self._placement, setup.group, setup.rank, self._device, deadline_s
         )
-        boundaries = job_boundaries(job)
-        device = self._device.torch_device
-        self._stages = self._build_stages(job, deadline_s)
-        self._links = open_links(job, self._world, boundaries, device)
+        try:
+            self._build(job)
+        except BaseException:
+            self._world.close()
+            raise
+
+    def _build(self, job: JobConfig) -> None:
+        device, place = self._device.torch_device, self._world.place
+        self._stages = self._build_stages(job, job.deadlines.exchange_s)
+        self._links = open_links(job, self._world, job_boundaries(job), device)
         self._executor = Executor(
             self._world, self._stages, self._links, tuple(job.modules), LANGUAGE
         )
         dp_ranks = {
-            name: module_grid(job, name).coordinates(setup.rank)["dp"] for name in self._stages
+            name: module_grid(job, name).coordinates(self._setup.rank)["dp"]
+            for name in self._stages
         }
         mine = {name: link.boundary for name, link in self._links.items()}
-        source = open_source(job)
-        self._loader = InputLoader(job, source, dp_ranks, mine, self._world.place, device)
+        self._loader = InputLoader(job, open_source(job), dp_ranks, mine, place, device)
 
     def _build_stages(self, job: JobConfig, deadline_s: float) -> dict[str, Stage]:
         stages = {}

@@ -44,7 +44,11 @@ class World:
         self.store = TCPStore(rendezvous.host, rendezvous.port, is_master=False, timeout=timeout)
         self._init_default_world(timeout)
         everyone = range(placement.world_size)
-        self.control = self.join("control", tuple(everyone))
+        try:
+            self.control = self.join("control", tuple(everyone))
+        except BoundaryError:
+            dist.destroy_process_group()
+            raise
 
     def _init_default_world(self, timeout: timedelta) -> None:
         prefix = f"world/{self.group}/e{self.rendezvous.epoch}"

@@ -47,6 +47,7 @@ class TestBeforeAnyActorStarts:
             next(Trainer(job_with("device=cuda")).fit())
 
     def test_a_busy_cluster_names_the_group_at_the_deadline(self, pool: object) -> None:
-        job = job_with("deadlines.placement_s=1.5")
+        degrees = ("groups.encoders.ranks=4", "modules.vision.parallel.dp=4")
+        job = job_with("deadlines.placement_s=1.5", *degrees)
         with pytest.raises(ClusterError, match=r"group '\w+' was not placed in 1\.5 s.* free"):
             next(Trainer(job).fit())
