@@ -1,10 +1,13 @@
 """The cluster: start or join Ray, place groups, and say plainly what does not fit."""
 
+import contextlib
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import lcm
 from pathlib import Path
@@ -33,6 +36,15 @@ class Resources:
         return {"GPU": self.gpus, "CPU": self.cpus} if self.gpus else {"CPU": self.cpus}
 
 
+@contextlib.contextmanager
+def _our_sigterm() -> Iterator[None]:
+    """Keep this process's own SIGTERM handler: Ray's would end it without any clean-up."""
+    ours = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ours)
+
+
 class RayConnection:
     """A connection to Ray; closing it stops a Ray that was started for it, and no other.
 
@@ -48,9 +60,13 @@ class RayConnection:
         os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: ranks are no helpers
         if ray.is_initialized():
             return
-        if address is not None:
-            ray.init(address=address, log_to_driver=False)
-            return
+        with _our_sigterm():
+            if address is not None:
+                ray.init(address=address, log_to_driver=False)
+            else:
+                self._start_local(num_cpus)
+
+    def _start_local(self, num_cpus: int) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="disagg-train-ray-"))
         ray.init(
             num_cpus=max(num_cpus, os.cpu_count() or 1),
