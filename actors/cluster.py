@@ -16,7 +16,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.group import ActorGroup
+from actors.group import ActorGroup, locate
 from actors.worker import start_actor
 from disagg_train.config.job import GroupConfig, JobConfig
 from disagg_train.errors import ClusterError, ConfigError
@@ -192,7 +192,7 @@ class Cluster:
         for bundle in range(ranks):
             place = PlacementGroupSchedulingStrategy(self._placed[name], bundle)
             actors.append(start_actor(self._resources.gpus, self._resources.cpus, place))
-        addresses = ray.get([actor.address.remote() for actor in actors], timeout=deadline_s)
+        addresses = locate(name, actors, deadline_s)
         gpus = ray.get([actor.gpu_ids.remote() for actor in actors], timeout=deadline_s)
         order = sorted(range(ranks), key=lambda i: (addresses[i], gpus[i]))
         return ActorGroup(name, [actors[i] for i in order], [addresses[i] for i in order])

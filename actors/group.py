@@ -8,10 +8,11 @@ from typing import Any
 
 import ray
 from numpy.typing import NDArray
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from actors.failure import explain
 from disagg_train.engine.setup import RankSetup
-from disagg_train.errors import RankError, culprit
+from disagg_train.errors import ClusterError, RankError, culprit
 from disagg_train.metrics.records import RankReport
 from disagg_train.planner.step_plan import StepPlan
 
@@ -132,3 +133,24 @@ def results(future: "Future[Any]", deadline_s: float, group: str, what: str) -> 
         return found
     except TimeoutError:
         raise RankError(f"{what} took longer than {deadline_s:g} s", group, -1) from None
+
+
+def locate(name: str, actors: Sequence[ray.actor.ActorHandle], deadline_s: float) -> list[str]:
+    """Return the address of each actor's node, once all of them run.
+
+    Raises:
+        ClusterError: one does not start before the deadline.
+        RankError: one died while it started.
+    """
+    addresses: list[str] = []
+    for rank, actor in enumerate(actors):
+        try:
+            addresses.append(ray.get(actor.address.remote(), timeout=deadline_s))
+        except GetTimeoutError:
+            raise ClusterError(
+                f"the actor of group {name!r} rank {rank} did not start in {deadline_s:g} s; "
+                f"look at Ray's logs, or raise deadlines.setup_s"
+            ) from None
+        except RayActorError as error:
+            raise explain(error, actor, name, rank, "") from None
+    return addresses

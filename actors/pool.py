@@ -3,17 +3,15 @@
 Importing Megatron takes seconds per process; a pool pays for it once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import ray
 
-from actors.group import ActorGroup
+from actors.group import ActorGroup, locate
 from actors.session import Session
 from actors.worker import start_actor
 from disagg_train.config.job import JobConfig
 from disagg_train.errors import ClusterError
-
-_START_S = 120.0
 
 
 class ActorPool:
@@ -41,13 +39,8 @@ class ActorPool:
         leased = {}
         for name, ranks in groups.items():
             actors = [next(free) for _ in range(ranks)]
-            leased[name] = ActorGroup(name, actors, self._addresses(actors, deadline_s))
+            leased[name] = ActorGroup(name, actors, locate(name, actors, deadline_s))
         return leased
-
-    @staticmethod
-    def _addresses(actors: Sequence[ray.actor.ActorHandle], deadline_s: float) -> list[str]:
-        addresses: list[str] = ray.get([a.address.remote() for a in actors], timeout=deadline_s)
-        return addresses
 
     def _give_back(self, groups: Mapping[str, ActorGroup], sound: bool) -> None:
         """Keep sound actors warm; replace those whose step failed."""

@@ -1,7 +1,5 @@
 """Rendezvous made by the driver: it hosts the job's store, so no rank's death takes it down."""
 
-import socket
-
 from torch.distributed import TCPStore
 
 from disagg_train.engine.setup import Rendezvous
@@ -22,12 +20,3 @@ class RendezvousHost:
         """Return a rendezvous whose names no earlier communicator used."""
         self._epoch += 1
         return Rendezvous(self._host, self._store.port, self._epoch)
-
-
-def own_address(towards: str) -> str:
-    """Return the address of this machine that ``towards`` reaches it under."""
-    if towards.startswith("127."):
-        return towards
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((towards, 1))
-        return str(probe.getsockname()[0])

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import wait
-from types import TracebackType
 from typing import Self
 
 import ray
@@ -13,7 +12,6 @@ from actors.rendezvous import RendezvousHost
 from disagg_train.config.job import JobConfig
 from disagg_train.driver.plans import job_schedules
 from disagg_train.engine.setup import RankSetup
-from disagg_train.errors import DisaggTrainError
 
 _GOODBYE_S = 10.0
 
@@ -50,8 +48,7 @@ class Session:
             raise
 
     def _setup(self) -> None:
-        leader = self.groups[0].nodes[0]
-        self._host = RendezvousHost(_address_of_this_process(leader))
+        self._host = RendezvousHost(ray.util.get_node_ip_address())
         rendezvous = self._host.next_epoch()
         place, futures = 0, []
         for group in self.groups:
@@ -85,12 +82,7 @@ class Session:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -113,12 +105,6 @@ def on_cluster(job: JobConfig) -> Session:
 
     try:
         return Session(job, cluster.start, release, note)
-    except DisaggTrainError:
+    except BaseException:
         cluster.release()
         raise
-
-
-def _address_of_this_process(leader: str) -> str:
-    """Return the address that ranks reach the driver under."""
-    own: str = ray.util.get_node_ip_address()
-    return leader if leader == own else own

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 
 from disagg_train.driver.ports import Group
+from disagg_train.driver.signals import Deliver, deferred_signals
 from disagg_train.errors import RankError, culprit
 from disagg_train.metrics.records import RankReport, StepRecord, module_times
 from disagg_train.planner.step_plan import StepPlan
@@ -16,6 +17,7 @@ from disagg_train.planner.step_plan import StepPlan
 Reports = list[RankReport]
 Running = list[Future[Sequence[RankReport]]]
 _BLAME_S = 3.0
+_POLL_S = 0.2
 
 
 def train(
@@ -42,12 +44,13 @@ def train(
     running: Running | None = None
     begin_s = 0.0
     for plan, upcoming, following in _windows(plans):
-        if running is None:
-            begin_s, running = time.perf_counter(), _start(groups, plan, upcoming)
         queued = None
-        if upcoming is not None and not pauses_after(plan.step):
-            queued = _start(groups, upcoming, following)
-        reports = collect(running, deadline_s)
+        with deferred_signals() as deliver:
+            if running is None:
+                begin_s, running = time.perf_counter(), _start(groups, plan, upcoming)
+            if upcoming is not None and not pauses_after(plan.step):
+                queued = _start(groups, upcoming, following)
+            reports = collect(running, deadline_s, deliver)
         now_s = time.perf_counter()
         yield _record(plan, reports, now_s - begin_s), reports
         begin_s, running = now_s, queued
@@ -66,20 +69,26 @@ def _windows(
 
 def evaluate(groups: Sequence[Group], plan: StepPlan, deadline_s: float) -> Reports:
     """Run an evaluation on all groups; return all ranks' reports."""
-    return collect([group.evaluate(plan) for group in groups], deadline_s)
+    with deferred_signals() as deliver:
+        return collect([group.evaluate(plan) for group in groups], deadline_s, deliver)
 
 
 def _start(groups: Sequence[Group], plan: StepPlan, upcoming: StepPlan | None) -> Running:
     return [group.train(plan, upcoming) for group in groups]
 
 
-def collect(running: Running, deadline_s: float) -> Reports:
+def collect(running: Running, deadline_s: float, deliver: Deliver = lambda: None) -> Reports:
     """Wait for all groups and return their ranks' reports, by global rank.
 
     A rank that fails takes its peers along with errors of their own; all get a moment to
-    report, and the culprit's error is the one that is raised.
+    report, and the culprit's error is the one that is raised. Signals that are held back
+    are delivered between waits.
     """
-    done, pending = wait(running, timeout=deadline_s, return_when=FIRST_EXCEPTION)
+    until_s = time.monotonic() + deadline_s
+    done, pending = wait(running, timeout=0.0, return_when=FIRST_EXCEPTION)
+    while pending and not _errors(done) and (left_s := until_s - time.monotonic()) > 0:
+        deliver()
+        done, pending = wait(running, min(_POLL_S, left_s), return_when=FIRST_EXCEPTION)
     if failed := _errors(done):
         late, _ = wait(pending, timeout=_BLAME_S)
         raise culprit(failed + _errors(late))

@@ -1,7 +1,7 @@
 """A whole run through the Python API leaves what it promised, and nothing else."""
 
 import json
-import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,8 @@ from disagg_train.trainer import Trainer
 from tests.ray.jobs import job_with
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+_END_S = 20.0
 
 
 @pytest.fixture(scope="module")
@@ -61,39 +63,26 @@ def test_pictures_are_drawn(finished: Trainer) -> None:
 
 
 def test_leaving_the_loop_early_ends_the_actors(tmp_path: Path) -> None:
-    trainer = Trainer(job_with("train.steps=50", f"output={tmp_path}"))
-    steps = trainer.fit()
+    before = _rank_processes()
+    steps = Trainer(job_with("train.steps=50", f"output={tmp_path}")).fit()
     next(steps)
-    pids = _ranks_of(os.getpid())
-    assert pids
+    started = _rank_processes() - before
+    assert len(started) == 4
     steps.close()
-    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists() and not _gone(pid)]
+    until = time.monotonic() + _END_S
+    while started & _rank_processes() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not started & _rank_processes()
 
 
-def _ranks_of(parent: int) -> list[int]:
-    """Return the processes that name a rank actor on their command line."""
-    del parent
-    found = []
+def _rank_processes() -> set[int]:
+    """Return the live processes that are rank actors."""
+    found = set()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             command = (folder / "cmdline").read_text()
         except OSError:
             continue
         if "ray::RankActor" in command:
-            found.append(int(folder.name))
+            found.add(int(folder.name))
     return found
-
-
-def _gone(pid: int, deadline_s: float = 20.0) -> bool:
-    """Wait until a process is gone, or a zombie that its parent has yet to collect."""
-    import time
-
-    until = time.monotonic() + deadline_s
-    while time.monotonic() < until:
-        try:
-            if " Z " in Path(f"/proc/{pid}/stat").read_text():
-                return True
-        except OSError:
-            return True
-        time.sleep(0.05)
-    return False

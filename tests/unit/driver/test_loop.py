@@ -1,5 +1,9 @@
 """The driver's loop against a group that is no group: what is handed out, and when."""
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -7,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from disagg_train.driver import loop
+from disagg_train.driver.signals import deferred_signals
 from disagg_train.errors import RankError
 from disagg_train.metrics.records import RankReport
 from disagg_train.planner.balance import in_order
@@ -87,3 +92,21 @@ def test_a_death_is_blamed_before_those_who_lost_their_peer() -> None:
 def test_a_step_that_never_ends_is_an_error_at_its_deadline() -> None:
     with pytest.raises(RankError, match=r"no answer for 0\.1 s"):
         loop.collect([Future()], 0.1)
+
+
+def test_a_signal_ends_the_wait_for_a_step() -> None:
+    sender = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    sender.start()
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), deferred_signals() as deliver:
+        loop.collect([Future()], 30.0, deliver)
+    assert time.monotonic() - begin < 5.0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_signal_does_not_land_in_the_middle_of_a_step() -> None:
+    reached = False
+    with pytest.raises(KeyboardInterrupt), deferred_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        reached = True
+    assert reached
