@@ -1,8 +1,8 @@
-"""The commit point of a step: one norm and one decision for all modules.
+"""What all ranks of a job settle together: the plan before a step, the update at its end.
 
-Every rank adds its part to a small vector on the job-wide control group: each module's
-leader its squared gradient norm, the LLM's ranks their losses. All ranks then hold the same
-sum and decide the same.
+At the commit point every rank adds its part to a small vector on the job-wide control
+group: each module's leader its squared gradient norm, the LLM's ranks their losses. All
+ranks then hold the same sum and decide the same.
 """
 
 import math
@@ -14,6 +14,8 @@ import torch.distributed as dist
 
 from disagg_train.boundary.gloo import GlooGroup
 from disagg_train.engine.stage import Stage
+from disagg_train.errors import PlanError
+from disagg_train.planner.step_plan import StepPlan
 
 
 @dataclass(frozen=True)
@@ -55,3 +57,23 @@ def agree(
     squared = slots[:-1].sum().item()
     healthy = math.isfinite(squared)
     return Agreement(math.sqrt(squared) if healthy else math.inf, slots[-1].item(), not healthy)
+
+
+def check_same_plan(control: GlooGroup, plan: StepPlan) -> None:
+    """Compare the plan's digest over all ranks, before a byte of the step moves.
+
+    gloo aborts a process whose receive buffer is too short, so a mismatch must be found here.
+
+    Raises:
+        PlanError: naming the ranks that hold another plan than the first one.
+    """
+    digests = control.all_gather(torch.tensor([plan.digest]))
+    odd = [
+        place
+        for place, digest in zip(control.places, digests, strict=True)
+        if digest.item() != digests[0].item()
+    ]
+    if odd:
+        raise PlanError(
+            f"step {plan.step}: the ranks {odd} hold another plan than rank {control.places[0]}"
+        )

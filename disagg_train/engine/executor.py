@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from disagg_train.boundary.step_exchanges import RankExchanges
-from disagg_train.engine.agreement import Agreement, agree
+from disagg_train.engine.agreement import Agreement, agree, check_same_plan
 from disagg_train.engine.decode import evaluate
 from disagg_train.engine.inputs import StepInputs
 from disagg_train.engine.links import Link
@@ -82,7 +82,7 @@ class Executor:
         """
         begin = time.time()
         self._start_step(plan, inputs)
-        self._world.check_same(plan.digest, f"step {plan.step}")
+        check_same_plan(self._world.control, plan)
         self._post_first_receives(ops)
         self._spans.append(Span("start step", "", "update", begin, time.time()))
         for position, op in enumerate(ops):

@@ -2,14 +2,13 @@
 
 from datetime import timedelta
 
-import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore
 
 from disagg_train.boundary.gloo import GlooGroup
 from disagg_train.device import Device
 from disagg_train.engine.setup import Rendezvous
-from disagg_train.errors import BoundaryError, PlanError
+from disagg_train.errors import BoundaryError
 from disagg_train.topology.placement import Placement
 
 
@@ -69,17 +68,6 @@ class World:
         """Open a private group among global ranks; all of them must call this."""
         unique = f"{name}/e{self.rendezvous.epoch}"
         return GlooGroup(unique, self.store, places, self.place, self.deadline_s)
-
-    def check_same(self, digest: int, what: str) -> None:
-        """Compare a number over all ranks of the job.
-
-        Raises:
-            PlanError: naming the ranks that hold another one than rank 0.
-        """
-        digests = self.control.all_gather(torch.tensor([digest]))
-        odd = [place for place, other in enumerate(digests) if other.item() != digests[0].item()]
-        if odd:
-            raise PlanError(f"{what}: the ranks {odd} hold another plan than rank 0")
 
     def close(self) -> None:
         """Leave all groups."""
