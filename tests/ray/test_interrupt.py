@@ -31,7 +31,14 @@ def _start(folder: Path) -> "subprocess.Popen[bytes]":
     job = job_with("train.steps=100000", f"output={folder}/run")
     (folder / "job.yaml").write_text(yaml.safe_dump(job.model_dump(mode="json")))
     command = [sys.executable, "-m", "disagg_train.cli", "train", str(folder / "job.yaml")]
-    return subprocess.Popen(command, env=os.environ | {"TMPDIR": str(folder)})
+    return subprocess.Popen(
+        command, env=os.environ | {"TMPDIR": str(folder)}, preexec_fn=_as_from_a_terminal
+    )
+
+
+def _as_from_a_terminal() -> None:
+    """Let SIGINT through: a shell's background jobs, as CI may be one, start with it ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _wait_for_a_step(run: "subprocess.Popen[bytes]", metrics: Path) -> None:

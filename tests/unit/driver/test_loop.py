@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -94,6 +94,15 @@ def test_a_step_that_never_ends_is_an_error_at_its_deadline() -> None:
         loop.collect([Future()], 0.1)
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C as a terminal has it: a shell's background jobs start with SIGINT ignored."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_signal_ends_the_wait_for_a_step() -> None:
     sender = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     sender.start()
@@ -104,6 +113,7 @@ def test_a_signal_ends_the_wait_for_a_step() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_signal_does_not_land_in_the_middle_of_a_step() -> None:
     reached = False
     with pytest.raises(KeyboardInterrupt), deferred_signals():
