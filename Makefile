@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 JOB := examples/digits.yaml
 
-.PHONY: help demo test test-full lint format bench docs clean
+.PHONY: help demo test test-full lint format bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets

@@ -1,13 +1,11 @@
 """The Ray actor: a thin shell around one rank. Its constructor is cheap, ``setup`` is not.
 
-Steps run one after the other on the actor's own thread; health and stack dumps answer from
+Steps run one after the other on the actor's own thread; health calls answer from
 the ``control`` concurrency group while that thread is blocked.
 """
 
 import contextlib
-import faulthandler
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,14 +46,6 @@ class RankActor:
     def current_op(self) -> str:
         """Return the op that is running."""
         return self._rank.current_op if self._rank else ""
-
-    @ray.method(concurrency_group="control")
-    def stacks(self) -> str:
-        """Return the stacks of all threads."""
-        with tempfile.TemporaryFile("w+") as file:
-            faulthandler.dump_traceback(file)
-            file.seek(0)
-            return file.read()
 
     @ray.method(concurrency_group="control")
     def process_id(self) -> int:

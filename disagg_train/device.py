@@ -1,4 +1,4 @@
-"""The one face of CPU and CUDA: which device a rank computes on, and how it waits for it."""
+"""The one face of CPU and CUDA: which device a rank computes on."""
 
 import os
 from dataclasses import dataclass
@@ -39,11 +39,6 @@ class Device:
             torch.cuda.set_device(self.index)
         else:
             torch.set_num_threads(1)
-
-    def synchronize(self) -> None:
-        """Wait until the device has done all that was queued; nothing to do on CPUs."""
-        if self.kind == "cuda":
-            torch.cuda.synchronize(self.index)
 
 
 def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> Device:
