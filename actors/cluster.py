@@ -8,7 +8,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from math import lcm
 from pathlib import Path
 
@@ -17,23 +16,13 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.group import ActorGroup, locate
+from actors.resources import ByGroup
 from actors.worker import start_actor
-from disagg_train.config.job import GroupConfig, JobConfig
-from disagg_train.errors import ClusterError, ConfigError
+from disagg_train.config.job import JobConfig
+from disagg_train.config.modules import ParallelConfig
+from disagg_train.errors import ClusterError
 
 _POLL_S = 0.1
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What one rank takes of the cluster."""
-
-    gpus: float
-    cpus: float
-
-    def bundle(self) -> dict[str, float]:
-        """Return the resources as a placement group's bundle."""
-        return {"GPU": self.gpus, "CPU": self.cpus} if self.gpus else {"CPU": self.cpus}
 
 
 @contextlib.contextmanager
@@ -84,25 +73,6 @@ class RayConnection:
             self._folder = None
 
 
-def rank_resources(job: JobConfig) -> Resources:
-    """Return what a rank takes: a GPU where the job runs on GPUs, else a CPU.
-
-    Raises:
-        ConfigError: the job asks for GPUs and cannot have them.
-    """
-    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
-    alone = job.num_ranks == 1
-    if job.device == "cuda" and not has_gpus:
-        raise ConfigError("device: cuda, but the cluster has no GPU; set device: cpu or auto")
-    if job.device == "cuda" and not alone:
-        raise ConfigError(
-            f"device: cuda with {job.num_ranks} ranks needs boundaries over NCCL, which are "
-            f"not built yet; set device: cpu, or run on one rank"
-        )
-    uses_gpus = has_gpus and alone and job.device != "cpu"
-    return Resources(1.0, 1.0) if uses_gpus else Resources(0.0, 1.0)
-
-
 def fit(job: JobConfig, capacity: int) -> tuple[JobConfig, str]:
     """Return the job as it can run on ``capacity`` ranks, and what was changed about it.
 
@@ -120,7 +90,7 @@ def fit(job: JobConfig, capacity: int) -> tuple[JobConfig, str]:
             f"{missing}; {job.num_ranks - capacity} are missing. Add nodes, use smaller groups, "
             f"or allow `fallback: colocated`"
         )
-    unit = lcm(*(m.parallel.tp * m.parallel.cp * m.parallel.pp for m in job.modules.values()))
+    unit = lcm(*(_least_ranks(module.parallel) for module in job.modules.values()))
     ranks = capacity // unit * unit
     if ranks == 0:
         raise ClusterError(f"{missing}; colocated, the modules still need {unit} ranks")
@@ -128,6 +98,12 @@ def fit(job: JobConfig, capacity: int) -> tuple[JobConfig, str]:
         f"{missing}, so all modules run colocated on group {job.language.group!r} with "
         f"{ranks} ranks and dp shrunk to fit; the training is the same"
     )
+
+
+def _least_ranks(parallel: ParallelConfig) -> int:
+    """Return the fewest ranks that a module's degrees leave room for, dp apart."""
+    lanes = lcm(parallel.cp, parallel.ep)
+    return parallel.tp * parallel.pp * lanes
 
 
 def _colocated(job: JobConfig, ranks: int) -> JobConfig:
@@ -138,7 +114,7 @@ def _colocated(job: JobConfig, ranks: int) -> JobConfig:
         dp = ranks // (parallel.tp * parallel.cp * parallel.pp)
         changes = {"group": home, "parallel": parallel.model_copy(update={"dp": dp})}
         modules[name] = module.model_copy(update=changes)
-    groups = {home: GroupConfig(ranks=ranks)}
+    groups = {home: job.groups[home].model_copy(update={"ranks": ranks})}
     return JobConfig.model_validate(
         job.model_copy(update={"groups": groups, "modules": modules}).model_dump()
     )
@@ -149,19 +125,19 @@ class Cluster:
 
     Args:
         job: the job, already fitted to the cluster.
-        resources: what each rank takes.
+        resources: what a rank of each group takes.
 
     Raises:
         ClusterError: a group is not placed before the deadline.
     """
 
-    def __init__(self, job: JobConfig, resources: Resources) -> None:
+    def __init__(self, job: JobConfig, resources: ByGroup) -> None:
         self._placed: dict[str, PlacementGroup] = {}
         self._resources = resources
         deadline_s = time.monotonic() + job.deadlines.placement_s
         try:
             for name, group in job.groups.items():
-                bundles = [resources.bundle()] * group.ranks
+                bundles = [resources[name].bundle()] * group.ranks
                 self._placed[name] = placement_group(bundles, strategy="PACK")
             for name, placed in self._placed.items():
                 self._await(name, placed, deadline_s, job.deadlines.placement_s)
@@ -188,10 +164,11 @@ class Cluster:
         return {name: self._start(name, ranks, deadline_s) for name, ranks in groups.items()}
 
     def _start(self, name: str, ranks: int, deadline_s: float) -> ActorGroup:
-        actors = []
+        actors, takes = [], self._resources[name]
         for bundle in range(ranks):
             place = PlacementGroupSchedulingStrategy(self._placed[name], bundle)
-            actors.append(start_actor(self._resources.gpus, self._resources.cpus, place))
+            environment = dict(takes.environment)
+            actors.append(start_actor(takes.gpus, takes.cpus, place, environment))
         addresses = locate(name, actors, deadline_s)
         gpus = ray.get([actor.gpu_ids.remote() for actor in actors], timeout=deadline_s)
         order = sorted(range(ranks), key=lambda i: (addresses[i], gpus[i]))
@@ -204,13 +181,9 @@ class Cluster:
         self._placed.clear()
 
 
-def capacity(resources: Resources) -> int:
-    """Return how many ranks the cluster has room for once nothing else runs there."""
-    total = ray.cluster_resources()
-    rooms = [total.get("CPU", 0.0) // resources.cpus]
-    if resources.gpus:
-        rooms.append(total.get("GPU", 0.0) // resources.gpus)
-    return int(min(rooms))
+def total_resources() -> dict[str, float]:
+    """Return what the cluster has, used or free."""
+    return {k: v for k, v in ray.cluster_resources().items() if k in ("CPU", "GPU")}
 
 
 def _free() -> dict[str, float]:

@@ -6,9 +6,10 @@ from typing import Self
 
 import ray
 
-from actors.cluster import Cluster, capacity, fit, rank_resources
+from actors.cluster import Cluster, fit, total_resources
 from actors.group import ActorGroup, results
 from actors.rendezvous import RendezvousHost
+from actors.resources import capacity, rank_resources
 from disagg_train.config.job import JobConfig
 from disagg_train.driver.plans import job_schedules
 from disagg_train.engine.setup import RankSetup
@@ -93,8 +94,10 @@ def on_cluster(job: JobConfig) -> Session:
         ClusterError: the cluster cannot hold it.
         RankError: a rank could not build its modules.
     """
-    resources = rank_resources(job)
-    job, note = fit(job, capacity(resources))
+    total = total_resources()
+    resources, about_device = rank_resources(job, total)
+    job, about_size = fit(job, capacity(job, resources, total))
+    note = "; ".join(filter(None, (about_device, about_size)))
     cluster = Cluster(job, resources)
 
     def release(groups: Mapping[str, ActorGroup], sound: bool) -> None:

@@ -6,7 +6,7 @@ the ``control`` concurrency group while that thread is blocked.
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,15 +79,16 @@ class RankActor:
             raise
 
     def save(self, folder: Path) -> dict[str, str]:
-        """Write the modules that this rank leads; return file name -> SHA-256."""
-        return save_modules(folder, self._ready().weights())
+        """Write the weights that this rank is the first to hold; return file name -> SHA-256."""
+        ready = self._ready()
+        return save_modules(folder, ready.weights(), ready.rank)
 
     def weights(self) -> dict[str, NDArray[Any]]:
-        """Return full weights by name, on the first rank of each module."""
+        """Return full weights by name, each on the first rank that holds it."""
         return self._ready().weights()
 
     def gradients(self) -> dict[str, NDArray[Any]]:
-        """Return the last step's full gradients, on the first rank of each module."""
+        """Return the last step's full gradients, each on the first rank that holds the weight."""
         return self._ready().gradients()
 
     def teardown(self) -> None:
@@ -101,13 +102,22 @@ class RankActor:
         return self._rank
 
 
-def start_actor(num_gpus: float = 0.0, num_cpus: float = 1.0, place: Any = None) -> Any:
+def start_actor(
+    num_gpus: float = 0.0,
+    num_cpus: float = 1.0,
+    place: Any = None,
+    environment: Mapping[str, str] | None = None,
+) -> Any:
     """Start a rank actor; return its handle at once.
 
     Args:
         num_gpus: GPUs that it takes.
         num_cpus: CPUs that it takes.
         place: Ray's scheduling strategy, where it must sit in a placement group.
+        environment: variables that its process starts with.
     """
     remote: Any = RankActor
-    return remote.options(num_gpus=num_gpus, num_cpus=num_cpus, scheduling_strategy=place).remote()
+    options = {"num_gpus": num_gpus, "num_cpus": num_cpus, "scheduling_strategy": place}
+    if environment:
+        options["runtime_env"] = {"env_vars": dict(environment)}
+    return remote.options(**options).remote()

@@ -1,4 +1,4 @@
-"""The one face of CPU and CUDA: which device a rank computes on."""
+"""The one face of CPU and CUDA: which device a rank computes on, its streams and its NCCL."""
 
 import os
 from dataclasses import dataclass
@@ -9,6 +9,10 @@ import torch
 from disagg_train.errors import ConfigError
 
 Kind = Literal["cpu", "cuda"]
+NcclVersion = tuple[int, int, int]
+
+_SHARED_GPU_NCCL: NcclVersion = (2, 30, 0)
+_HIGH_PRIORITY = -1
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,11 @@ class Device:
         else:
             torch.set_num_threads(1)
 
+    def settle(self) -> None:
+        """Make the host wait for the current stream; once a step, where ranks must agree."""
+        if self.kind == "cuda":
+            torch.cuda.current_stream(self.torch_device).synchronize()
+
 
 def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> Device:
     """Return the device for this process.
@@ -51,3 +60,111 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> Device:
     if wanted == "cuda" and not has_gpu:
         raise ConfigError("device: cuda, but this process sees no GPU; set device: cpu or auto")
     return Device("cuda" if has_gpu and wanted != "cpu" else "cpu")
+
+
+class Mark:
+    """A point in a stream's work; on a CPU, work is done before its mark is made."""
+
+    def __init__(self, stream: "torch.cuda.Stream | None") -> None:
+        self._event = None
+        if stream is not None:
+            self._event = torch.cuda.Event()
+            self._event.record(stream)
+
+    def query(self) -> bool:
+        """Return whether the work before the mark is done; never blocks."""
+        return self._event is None or bool(self._event.query())
+
+    def hold_back(self, stream: "torch.cuda.Stream | None") -> None:
+        """Make ``stream`` wait for the mark; the host goes on."""
+        if self._event is not None and stream is not None:
+            stream.wait_event(self._event)
+
+
+class SideStream:
+    """A stream beside the one that computes, first to get the GPU's free units; inert on CPUs.
+
+    Args:
+        device: whose stream.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._stream = device, None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device, priority=_HIGH_PRIORITY)
+
+    @property
+    def handle(self) -> int:
+        """The stream as CUDA libraries take it."""
+        return int(self._stream.cuda_stream) if self._stream is not None else 0
+
+    def follow(self) -> None:
+        """Make this stream wait for what the current one holds; the host goes on."""
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+
+    def mark(self) -> Mark:
+        """Return the point that this stream's work has reached."""
+        return Mark(self._stream)
+
+    def mark_current(self) -> Mark:
+        """Return the point that the current stream's work has reached."""
+        return Mark(self._current())
+
+    def hold_back_current(self, mark: Mark) -> None:
+        """Make the current stream wait for ``mark``; the host goes on."""
+        mark.hold_back(self._current())
+
+    def keep(self, tensor: torch.Tensor) -> None:
+        """Let nobody else have the tensor's memory before this stream is past its work."""
+        if self._stream is not None:
+            tensor.record_stream(self._stream)
+
+    def finish(self) -> None:
+        """Make the host wait for all work of this stream; not for the steady state."""
+        if self._stream is not None:
+            self._stream.synchronize()
+
+    def _current(self) -> "torch.cuda.Stream | None":
+        return torch.cuda.current_stream(self._device) if self._stream is not None else None
+
+
+def use(device: torch.device) -> None:
+    """Make ``device`` the calling thread's own; CUDA keeps one per thread."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def torch_nccl_version() -> NcclVersion:
+    """Return the version of the NCCL that torch loaded; needs no GPU.
+
+    Raises:
+        ConfigError: this torch is built without NCCL.
+    """
+    try:
+        major, minor, patch, *_ = torch.cuda.nccl.version()
+    except (AttributeError, RuntimeError) as error:
+        raise ConfigError(
+            f"this torch ({torch.__version__}) has no NCCL: {error}; install a torch that is "
+            f"built for CUDA, or set device: cpu"
+        ) from None
+    return int(major), int(minor), int(patch)
+
+
+def version_text(version: NcclVersion) -> str:
+    """Return a version as people write it."""
+    return ".".join(map(str, version))
+
+
+def check_gpu_sharing(gpus_per_rank: float, version: NcclVersion) -> None:
+    """Refuse several ranks on one GPU where the NCCL found cannot do that.
+
+    Raises:
+        ConfigError: ``gpus_per_rank`` is below 1 and NCCL older than 2.30.
+    """
+    if gpus_per_rank < 1 and version < _SHARED_GPU_NCCL:
+        raise ConfigError(
+            f"gpus_per_rank={gpus_per_rank:g} puts several ranks on one GPU, which needs NCCL "
+            f"2.30 or newer; torch loaded {version_text(version)}. Set gpus_per_rank: 1, or "
+            f"install a torch that brings NCCL 2.30 (2.15 or newer, for CUDA 13)"
+        )

@@ -76,7 +76,20 @@ def _nccl() -> Finding:
     if len(installed) > 1:
         fix = f"uninstall one of {installed}: both install the same file"
         return Finding("NCCL", f"torch has {version}", fix)
-    return Finding("NCCL", f"torch has {version}")
+    if importlib.util.find_spec("cupy") is None:
+        return Finding("NCCL", f"torch has {version}")
+    return _same_nccl(version)
+
+
+def _same_nccl(version: str) -> Finding:
+    from disagg_train.boundary.nccl import check_same_nccl
+    from disagg_train.errors import ConfigError
+
+    try:
+        check_same_nccl()
+    except ConfigError as error:
+        return Finding("NCCL", f"torch has {version}, CuPy another or none", str(error))
+    return Finding("NCCL", f"torch and CuPy have {version}")
 
 
 def _ray_address() -> Finding:

@@ -12,8 +12,8 @@ from disagg_train.bench.case import BoundaryCase
 from disagg_train.boundary.communicator import Communicator
 from disagg_train.boundary.exchange import Exchange
 from disagg_train.boundary.gloo import GlooGroup, GlooTransport
-from disagg_train.boundary.layouts import Side, holding_of
-from disagg_train.boundary.step_exchanges import step_exchanges
+from disagg_train.boundary.layouts import holding_of
+from disagg_train.boundary.step_exchanges import edge_places
 from disagg_train.errors import BoundaryError
 from disagg_train.topology.layout import Holding
 
@@ -43,7 +43,7 @@ class Ours:
     def __init__(self, case: BoundaryCase, store: Store, place: int, deadline_s: float) -> None:
         boundary, layouts = case.boundary, case.boundary.layouts(case.plan, 0)
         self._is_source = place in boundary.source.places
-        exchanges = step_exchanges(case.plan, boundary, place)[0]
+        exchanges = boundary.exchanges(case.plan, place)[0]
         self._forward, self._backward = exchanges.forward, exchanges.backward
         layout = layouts.source if self._is_source else layouts.compact
         held = holding_of(layout, place)
@@ -53,26 +53,32 @@ class Ours:
         self._rows_TD = torch.zeros(num_rows, case.hidden_size)
         self._rows_TD[held.rows] = _numbered(held.token_ids, case.hidden_size)
 
-        def communicator(direction: str, receiver: Side) -> Communicator:
-            group = GlooGroup(direction, store, boundary.places, place, deadline_s)
-            replicas = _replicas(receiver, place)
-            gather = (
-                GlooGroup(f"{direction}/replicas/{replicas[0]}", store, replicas, place, deadline_s)
-                if replicas
-                else None
-            )
-            return Communicator(direction, GlooTransport(group), case.hidden_size, _CPU, gather)
+        def communicator(direction: str, gradients: bool) -> Communicator:
+            def join(name: str, places: Sequence[int]) -> GlooTransport:
+                return GlooTransport(GlooGroup(name, store, places, place, deadline_s))
 
-        self.activations = communicator("forward", boundary.destination)
-        self.gradients = communicator("backward", boundary.source)
+            transport = join(direction, edge_places(boundary))
+            alike = boundary.replicas_of(place, gradients)
+            replicas = join(f"{direction}/replicas/{alike[0]}", alike) if alike else None
+            return Communicator(direction, transport, case.hidden_size, _CPU, replicas)
+
+        self.activations = communicator("forward", gradients=False)
+        self.gradients = communicator("backward", gradients=True)
 
     def forward(self) -> None:
         """Carry activations, and let the destination's replicas gather."""
-        self._carry(self.activations, self._forward, sends=self._is_source)
+        self._let_go(self.activations, self._carry(self.activations, self._forward, self._is_source))
 
     def backward(self) -> None:
         """Carry gradients, and let the source's replicas gather."""
-        self._carry(self.gradients, self._backward, sends=not self._is_source)
+        sends = not self._is_source
+        self._let_go(self.gradients, self._carry(self.gradients, self._backward, sends))
+
+    @staticmethod
+    def _let_go(communicator: Communicator, rows_TD: Tensor | None) -> None:
+        """Give the rows' memory back, as a training step does after its backward."""
+        if rows_TD is not None:
+            communicator.release(rows_TD)
 
     def _carry(self, communicator: Communicator, exchange: Exchange, sends: bool) -> Tensor | None:
         found = None
@@ -111,15 +117,6 @@ class Ours:
 def _numbered(token_ids: Sequence[int], width: int) -> Tensor:
     """Return rows that name their token; fp32 holds every number up to 2**24 exactly."""
     return torch.tensor(token_ids, dtype=torch.float32)[:, None].expand(-1, width)
-
-
-def _replicas(side: Side, place: int) -> tuple[int, ...]:
-    """Return the ranks that hold the same rows as ``place``; empty where it is alone."""
-    for group in side.replicas():
-        places = tuple(side.places[index] for index in group)
-        if place in places and len(places) > 1:
-            return places
-    return ()
 
 
 class RawMessages:

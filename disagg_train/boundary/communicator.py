@@ -1,4 +1,4 @@
-"""One direction of one boundary on one rank: pack rows, exchange, unpack, gather.
+"""One direction of one boundary on one rank: pack rows, exchange, unpack, complete.
 
 ``launch`` starts an exchange where this rank sends; a rank that only receives posts its
 next receive with ``post``, one ahead. ``finish`` waits, puts the rows in their places and
@@ -9,44 +9,49 @@ they stay; only scattered rows are copied. On loopback a copy costs as much as a
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from disagg_train.boundary.exchange import Exchange, Gather, Rows
-from disagg_train.boundary.gloo import GlooGroup, GlooTransport
-from disagg_train.boundary.local import LocalTransport
-from disagg_train.boundary.transport import Message, Pending, Transport
+from disagg_train.boundary.buffers import MessageBuffers
+from disagg_train.boundary.exchange import Exchange, Message, Rows
+from disagg_train.boundary.rows import copy_local, index_of, read
+from disagg_train.boundary.transport import TAGS_PER_STEP, Pending, Transport
+from disagg_train.boundary.transport import Message as Sent
 from disagg_train.errors import BoundaryError
 
-_TAGS_PER_STEP = 1 << 16
 _TAGS = 1 << 30
-_HERE = 0
+_MOST_SENDS = 2
 
 
 class _Arrivals:
     """Rows on their way into a buffer: neighbours land in it, scattered ones beside it."""
 
-    def __init__(self, rows_TD: Tensor) -> None:
-        self._rows_TD = rows_TD
+    def __init__(
+        self, rows_TD: Tensor, incoming: Sequence[Message], beside: MessageBuffers
+    ) -> None:
+        self._rows_TD, self._beside = rows_TD, beside
         self._scattered: list[tuple[Tensor, Tensor]] = []
-        self.messages: list[Message] = []
+        self.messages: list[Sent] = []
+        for peer, rows in incoming:
+            self.messages.append((peer, self._target(rows)))
 
-    def expect(self, peer: int, rows: Rows) -> None:
-        """Add a message from ``peer`` that fills ``rows``."""
-        index = _index(rows, self._rows_TD.device)
+    def _target(self, rows: Rows) -> Tensor:
+        index = index_of(rows, self._rows_TD.device)
         if isinstance(index, slice):
-            target = self._rows_TD[index]
-        else:
-            target = self._rows_TD.new_empty(len(rows), self._rows_TD.shape[1])
-            self._scattered.append((index, target))
-        self.messages.append((peer, target))
+            return self._rows_TD[index]
+        target = self._beside.take(len(rows))
+        self._scattered.append((index, target))
+        return target
 
     def settle(self) -> None:
         """Put the scattered rows, now that they are here, into their places."""
         for index, target in self._scattered:
             self._rows_TD[index] = target
+            self._beside.give_back(target)
+        self._scattered.clear()
 
 
 @dataclass
@@ -54,22 +59,18 @@ class _UnderWay:
     """An exchange between its start and its finish.
 
     Args:
+        exchange: this rank's part.
         rows_TD: the buffer to fill.
         tag: of all its messages.
-        arrivals: rows from the other side, and from this process.
+        arrivals: rows from the other side.
         receives: the messages that bring them.
-        gather: how the replicas complete each other's rows.
-        gathered: rows that the other replicas hand on.
-        hand_ons: the messages that bring those; None where there are no replicas.
     """
 
+    exchange: Exchange
     rows_TD: Tensor
     tag: int
     arrivals: _Arrivals
     receives: Pending
-    gather: Gather | None
-    gathered: _Arrivals
-    hand_ons: Pending | None
 
 
 class Communicator:
@@ -77,10 +78,10 @@ class Communicator:
 
     Args:
         name: of the boundary and direction, in errors.
-        transport: carries messages between processes.
+        transport: carries messages between the two sides.
         width: D, values per row.
         device: where rows live.
-        replicas: group of the ranks that hold the same rows as this one, if any.
+        replicas: carries messages among the ranks that hold the same rows, if any do.
         dtype: of the rows on the wire.
     """
 
@@ -90,11 +91,12 @@ class Communicator:
         transport: Transport,
         width: int,
         device: torch.device,
-        replicas: GlooGroup | None = None,
+        replicas: Transport | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.name, self.width, self.device, self.dtype = name, width, device, dtype
-        self._transport, self._replicas, self._local = transport, replicas, LocalTransport()
+        self._transport, self._replicas = transport, replicas
+        self.buffers = MessageBuffers(width, dtype, device)
         self._under_way: dict[int, _UnderWay] = {}
         self._sends: deque[Pending] = deque()
         self._tag = 0
@@ -107,59 +109,40 @@ class Communicator:
             microbatch: names the exchange until ``finish``.
             exchange: this rank's part.
             rows_TD: the buffer whose rows are sent; it must not change before ``drain``.
+
+        Raises:
+            BoundaryError: an earlier send is not received before the deadline.
         """
-        self._start(microbatch, exchange, rows_TD.detach())
+        self._start(microbatch, exchange, rows_TD.detach().to(self.dtype))
 
     def post(self, microbatch: int, exchange: Exchange) -> None:
         """Post the receives of an exchange in which this rank sends nothing."""
-        self._start(microbatch, exchange, self._empty(0))
+        self._start(microbatch, exchange, None)
 
-    def _start(self, microbatch: int, exchange: Exchange, source_TD: Tensor) -> None:
+    def _start(self, microbatch: int, exchange: Exchange, source_TD: Tensor | None) -> None:
         tag, rows_TD = self._tag + microbatch, self._buffer(exchange)
-        arrivals, gathered = _Arrivals(rows_TD), _Arrivals(rows_TD)
-        outgoing = [(peer, _read(source_TD, rows)) for peer, rows in exchange.sends]
-        for peer, rows in exchange.receives:
-            arrivals.expect(peer, rows)
+        arrivals = _Arrivals(rows_TD, exchange.receives, self.buffers)
+        outgoing: list[Sent] = []
+        if source_TD is not None:
+            outgoing = _read_each(source_TD, exchange.sends)
+            self._await_sends(_MOST_SENDS - 1)
         sends, receives = self._transport.start(outgoing, arrivals.messages, tag)
-        self._sends.append(sends)
-        hand_ons = self._post_hand_ons(exchange.gather, gathered, tag)
-        self._copy_local(exchange.local, source_TD, arrivals, tag)
-        self._under_way[microbatch] = _UnderWay(
-            rows_TD, tag, arrivals, receives, exchange.gather, gathered, hand_ons
-        )
+        if outgoing:
+            self._sends.append(sends)
+        if source_TD is not None and exchange.local[0]:
+            copy_local(exchange.local, source_TD, rows_TD)
+        self._under_way[microbatch] = _UnderWay(exchange, rows_TD, tag, arrivals, receives)
         self._sent_bytes += exchange.num_sent * self.width * self.dtype.itemsize
 
     def _buffer(self, exchange: Exchange) -> Tensor:
         """Return the buffer to fill, zeroed where some of its rows will not arrive."""
-        arriving = exchange.num_received + len(exchange.local[1])
-        if exchange.gather is not None and self._replicas is not None:
-            arriving = sum(len(share) for share in exchange.gather.shares)
-        rows_TD = self._empty(exchange.num_rows)
-        return rows_TD if arriving == exchange.num_rows else rows_TD.zero_()
-
-    def _copy_local(
-        self, local: tuple[Rows, Rows], source_TD: Tensor, arrivals: _Arrivals, tag: int
-    ) -> None:
-        """Copy the rows that stay in this process."""
-        reads, writes = local
-        if not reads:
-            return
-        arrivals.expect(_HERE, writes)
-        self._local.start([(_HERE, _read(source_TD, reads))], arrivals.messages[-1:], tag)
-
-    def _post_hand_ons(
-        self, gather: Gather | None, gathered: _Arrivals, tag: int
-    ) -> Pending | None:
-        """Post the receives of what the other replicas will hand on to this one."""
-        if gather is None or self._replicas is None:
-            return None
-        for place, share in zip(gather.places, gather.shares, strict=True):
-            if share and place != self._replicas.place:
-                gathered.expect(place, share)
-        return GlooTransport(self._replicas).start([], gathered.messages, tag)[1]
+        rows_TD = self.buffers.take(exchange.num_rows)
+        return rows_TD if exchange.num_filled == exchange.num_rows else rows_TD.zero_()
 
     def finish(self, microbatch: int) -> Tensor:
         """Wait for an exchange's receives and return the filled buffer, ``[num_rows, D]``.
+
+        Give the buffer to ``release`` once nothing reads it any more.
 
         Raises:
             BoundaryError: the deadline passed or a peer is gone; names the boundary, the
@@ -169,31 +152,40 @@ class Communicator:
         try:
             under_way.receives.wait()
             under_way.arrivals.settle()
-            self._hand_on(under_way)
+            self._complete(under_way)
         except BoundaryError as error:
             raise BoundaryError(f"{self.name}, microbatch {microbatch}: {error}") from None
         return under_way.rows_TD
 
-    def _hand_on(self, under_way: _UnderWay) -> None:
-        """Send this rank's share to the other replicas, and wait for theirs."""
-        gather = under_way.gather
-        if gather is None or self._replicas is None or under_way.hand_ons is None:
+    def _complete(self, under_way: _UnderWay) -> None:
+        """Hand this rank's rows on to the other replicas, and take theirs."""
+        exchange, rows_TD = under_way.exchange, under_way.rows_TD
+        if self._replicas is None or not (exchange.hands_on or exchange.handed):
             return
-        mine = gather.shares[gather.places.index(self._replicas.place)]
-        others = [place for place in gather.places if place != self._replicas.place]
-        share_TD = _read(under_way.rows_TD, mine)
-        outgoing = [(place, share_TD) for place in others if mine]
-        sends, _ = GlooTransport(self._replicas).start(outgoing, [], under_way.tag)
-        under_way.hand_ons.wait()
-        under_way.gathered.settle()
+        handed = _Arrivals(rows_TD, exchange.handed, self.buffers)
+        outgoing = _read_each(rows_TD, exchange.hands_on)
+        sends, receives = self._replicas.start(outgoing, handed.messages, under_way.tag)
+        receives.wait()
+        handed.settle()
         sends.wait()
+
+    def release(self, rows_TD: Tensor) -> None:
+        """Let the memory of a finished exchange's buffer be used again."""
+        self.buffers.give_back(rows_TD)
 
     def drain(self) -> None:
         """Wait until every send of the step has been received."""
-        while self._sends:
+        self._await_sends(0)
+        self._tag = (self._tag + TAGS_PER_STEP) % _TAGS
+
+    def _await_sends(self, left: int) -> None:
+        """Wait for the oldest sends, so that no more than ``left`` hold their rows.
+
+        The schedule is proved for sends that block until they are received.
+        """
+        while len(self._sends) > left:
             self._sends[0].wait()
             self._sends.popleft()
-        self._tag = (self._tag + _TAGS_PER_STEP) % _TAGS
 
     def take_sent_bytes(self) -> int:
         """Return the bytes sent to other processes since the last call."""
@@ -208,17 +200,11 @@ class Communicator:
         if self._replicas is not None:
             self._replicas.close()
 
-    def _empty(self, num_rows: int) -> Tensor:
-        return torch.empty(num_rows, self.width, dtype=self.dtype, device=self.device)
 
-
-def _read(source_TD: Tensor, rows: Rows) -> Tensor:
-    """Return rows as one contiguous message: a view of neighbours, else a copy."""
-    return source_TD[_index(rows, source_TD.device)].contiguous()
-
-
-def _index(rows: Rows, device: torch.device) -> Tensor | slice:
-    """Return an index of rows; a run of neighbours is a slice, which needs no copy."""
-    if rows and rows == tuple(range(rows[0], rows[0] + len(rows))):
-        return slice(rows[0], rows[-1] + 1)
-    return torch.tensor(rows, dtype=torch.int64, device=device)
+def _read_each(rows_TD: Tensor, messages: Sequence[Message]) -> list[Sent]:
+    """Return one message per peer; peers that get the same rows share one copy."""
+    read_rows: dict[Rows, Tensor] = {}
+    for _, rows in messages:
+        if rows not in read_rows:
+            read_rows[rows] = read(rows_TD, rows)
+    return [(peer, read_rows[rows]) for peer, rows in messages]

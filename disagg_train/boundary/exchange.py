@@ -2,31 +2,23 @@
 
 An exchange moves one microbatch's tokens over a boundary in one direction. Its sending
 side reads rows of a buffer, its receiving side writes rows of another one; replicas of the
-receiving side then gather from each other what each of them received.
+receiving side then hand on to each other what each of them received. A process on both
+sides copies what it holds already: nobody sends that, or hands it on, to it.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from disagg_train.boundary.routes import Interval, Route, intersect, rows_of
-from disagg_train.topology.layout import Layout
+from disagg_train.boundary.routes import Interval, Route, common, intersect, rows_of, without
+from disagg_train.topology.layout import Holding, Layout
 
 Rows = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Gather:
-    """How the replicas of a receiving group complete each other's rows.
-
-    Args:
-        places: global ranks of the replicas.
-        shares: per replica, the rows that it received, in ascending token id.
-    """
-
-    places: tuple[int, ...]
-    shares: tuple[Rows, ...]
+Message = tuple[int, Rows]
+"""A peer, and the rows to read for it or to write from it."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +26,20 @@ class Exchange:
     """What one process does for one microbatch and direction.
 
     Args:
-        sends: (peer, rows to read), one packed message per peer.
-        receives: (peer, rows to write), one packed message per peer.
-        local: (rows to read, rows to write) of tokens that stay in this process.
+        sends: rows of the buffer to read, one packed message per peer.
+        receives: rows of the buffer to fill, one packed message per peer.
+        local: (rows to read, rows to write) of tokens that this process holds already.
         num_rows: rows of the buffer to fill; rows that nobody sends stay zero.
-        gather: how to complete the rows over replicas, None where there are none.
+        hands_on: rows of the filled buffer for the other replicas, after ``receives``.
+        handed: rows of it that the other replicas hand on to this one.
     """
 
-    sends: tuple[tuple[int, Rows], ...] = ()
-    receives: tuple[tuple[int, Rows], ...] = ()
+    sends: tuple[Message, ...] = ()
+    receives: tuple[Message, ...] = ()
     local: tuple[Rows, Rows] = ((), ())
     num_rows: int = 0
-    gather: Gather | None = None
+    hands_on: tuple[Message, ...] = ()
+    handed: tuple[Message, ...] = ()
 
     @property
     def num_sent(self) -> int:
@@ -58,10 +52,15 @@ class Exchange:
         return sum(len(rows) for _, rows in self.receives)
 
     @property
+    def num_filled(self) -> int:
+        """Rows of the buffer that something arrives in."""
+        handed = sum(len(rows) for _, rows in self.handed)
+        return self.num_received + len(self.local[1]) + handed
+
+    @property
     def is_empty(self) -> bool:
-        """Whether this process has nothing to read, write or gather."""
-        gathers = self.gather is not None and any(self.gather.shares)
-        return not (self.sends or self.receives or self.local[0] or gathers)
+        """Whether this process has nothing to read or write."""
+        return not (self.sends or self.num_filled or self.hands_on)
 
 
 @dataclass(frozen=True)
@@ -109,39 +108,69 @@ def _exchange(
     outgoing: dict[int, list[Interval]] = defaultdict(list)
     incoming: dict[int, list[Interval]] = defaultdict(list)
     for route in sorted(routes, key=lambda r: r.start):
+        if route.is_local:
+            continue
         if route.source == place:
             outgoing[route.destination].append((route.start, route.stop))
         if route.destination == place:
             incoming[route.source].append((route.start, route.stop))
-    reads = _rows_by_peer(source, place, outgoing)
-    writes = _rows_by_peer(destination, place, incoming)
-    receives_here = place in destination.places
-    index = destination.places.index(place) if receives_here else 0
+    sends = _messages(source, place, outgoing)
+    if place not in destination.places:
+        return Exchange(sends=sends)
+    hands_on, handed = _hand_ons(source, destination, place, routes)
     return Exchange(
-        sends=tuple((peer, rows) for peer, rows in reads.items() if peer != place),
-        receives=tuple((peer, rows) for peer, rows in writes.items() if peer != place),
-        local=(reads.get(place, ()), writes.get(place, ())),
-        num_rows=num_rows[index] if receives_here else 0,
-        gather=_gather(destination, index, routes) if receives_here else None,
+        sends=sends,
+        receives=_messages(destination, place, incoming),
+        local=_local(source, destination, place),
+        num_rows=num_rows[destination.places.index(place)],
+        hands_on=_messages(destination, place, hands_on),
+        handed=_messages(destination, place, handed),
     )
 
 
-def _rows_by_peer(layout: Layout, place: int, tokens: dict[int, list[Interval]]) -> dict[int, Rows]:
+def _messages(
+    layout: Layout, place: int, tokens: Mapping[int, list[Interval]]
+) -> tuple[Message, ...]:
+    """Return the rows of each peer's tokens, by peer; peers without tokens are left out."""
     if not tokens:
-        return {}
+        return ()
     holding = layout.holdings[layout.places.index(place)]
-    return {peer: tuple(rows_of(holding, tokens[peer])) for peer in sorted(tokens)}
+    return tuple((peer, tuple(rows_of(holding, tokens[peer]))) for peer in sorted(tokens))
 
 
-def _gather(layout: Layout, index: int, routes: Sequence[Route]) -> Gather | None:
-    group = next(ranks for ranks in layout.replicas if index in ranks)
-    if len(group) == 1:
-        return None
-    places = tuple(layout.places[rank] for rank in group)
-    received: dict[int, list[Interval]] = {place: [] for place in places}
+def _local(source: Layout, destination: Layout, place: int) -> tuple[Rows, Rows]:
+    """Return (rows to read, rows to write) of the tokens that ``place`` has on both sides."""
+    if place not in source.places:
+        return (), ()
+    held, needed = _holding(source, place), _holding(destination, place)
+    shared = common(held.intervals, needed.intervals)
+    return tuple(rows_of(held, shared)), tuple(rows_of(needed, shared))
+
+
+def _hand_ons(
+    source: Layout, destination: Layout, place: int, routes: Sequence[Route]
+) -> tuple[dict[int, list[Interval]], dict[int, list[Interval]]]:
+    """Return what ``place`` hands on to each other replica, and what each hands on to it."""
+    index = destination.places.index(place)
+    group = next(ranks for ranks in destination.replicas if index in ranks)
+    replicas = [destination.places[rank] for rank in group]
+    if len(replicas) == 1:
+        return {}, {}
+    arrived: dict[int, list[Interval]] = {replica: [] for replica in replicas}
     for route in routes:
-        if route.destination in received:
-            received[route.destination].append((route.start, route.stop))
-    holding = layout.holdings[index]
-    shares = tuple(tuple(rows_of(holding, sorted(received[p]))) for p in places)
-    return Gather(places, shares)
+        if route.destination in arrived:
+            arrived[route.destination].append((route.start, route.stop))
+    held = {p: _holding(source, p).intervals if p in source.places else [] for p in replicas}
+    hands_on, handed = {}, {}
+    for other in replicas:
+        if other == place:
+            continue
+        if given := without(sorted(arrived[place]), held[other]):
+            hands_on[other] = given
+        if taken := without(sorted(arrived[other]), held[place]):
+            handed[other] = taken
+    return hands_on, handed
+
+
+def _holding(layout: Layout, place: int) -> Holding:
+    return layout.holdings[layout.places.index(place)]

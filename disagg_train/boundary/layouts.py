@@ -1,15 +1,13 @@
-"""The two layouts of a boundary, derived from a step plan alone. See DESIGN, section 5.
-
-Supported here: any dp on either side, tp replicated or sequence-parallel; the config
-refuses the other axes until they are built.
-"""
+"""The two layouts of a boundary, derived from a step plan alone. See DESIGN, section 5."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from disagg_train.planner.step_plan import StepPlan
 from disagg_train.topology.grid import Grid
-from disagg_train.topology.layout import Holding, Layout, Span, shard_stream, stack_rows
+from disagg_train.topology.layout import Holding, Layout, Span
+from disagg_train.topology.stream import Cut, Stream
 
 
 @dataclass(frozen=True)
@@ -21,27 +19,30 @@ class Side:
         grid: its ranks by axis.
         places: global rank of each rank of the module.
         sequence_parallel: whether tp splits the tokens again.
+        packed: whether sequences lie one after the other, or are padded to one length.
+        equal_lanes: whether all dp ranks have equally many rows, as experts need.
     """
 
     module: str
     grid: Grid
     places: tuple[int, ...]
     sequence_parallel: bool = False
+    packed: bool = True
+    equal_lanes: bool = False
 
-    def stage_layout(self, stage: int, streams: Sequence[tuple[list[Span], int]]) -> Layout:
-        """Lay each dp rank's stream (spans, length) out over the ranks of a pp stage."""
-        grid = self.grid
-        ranks = grid.stage(stage)
-        parts = grid.tp if self.sequence_parallel else 1
-        shards = [shard_stream(spans, length, parts) for spans, length in streams]
-        holdings = []
-        for rank in ranks:
-            at = grid.coordinates(rank)
-            holdings.append(shards[at["dp"]][at["tp"] % parts])
-        return Layout(tuple(self.places[rank] for rank in ranks), tuple(holdings), self.replicas())
+    @property
+    def cut(self) -> Cut:
+        """How a dp rank's sequences are cut over its ranks."""
+        tp = self.grid.tp if self.sequence_parallel else 1
+        return Cut(self.grid.cp, tp, self.packed)
 
+    def streams(self, lanes: Sequence[Sequence[int]]) -> tuple[Stream, ...]:
+        """Return the full stream of every dp rank, from its sequences' lengths."""
+        return self.cut.streams(lanes, self.equal_lanes)
+
+    @cached_property
     def replicas(self) -> tuple[tuple[int, ...], ...]:
-        """Return the stage's ranks that hold equal tokens, as indices into the stage."""
+        """A stage's ranks that hold equal tokens, as indices into the stage."""
         stage = self.grid.stage(0)
         if self.sequence_parallel:
             return tuple((index,) for index in range(len(stage)))
@@ -49,39 +50,95 @@ class Side:
         tp_groups = [group for group in self.grid.groups("tp") if group[0] in index_of]
         return tuple(tuple(index_of[rank] for rank in group) for group in tp_groups)
 
+    def stage_places(self, stage: int) -> tuple[int, ...]:
+        """Return the global ranks of a pp stage (negative counts from the end)."""
+        return tuple(self.places[rank] for rank in self.grid.stage(stage))
+
+    def replicas_of(self, stage: int, place: int) -> tuple[int, ...]:
+        """Return the global ranks of a pp stage that hold the same tokens as ``place``.
+
+        Empty where ``place`` is not on that stage, or is alone with its tokens.
+        """
+        stage_places = self.stage_places(stage)
+        for group in self.replicas:
+            places = tuple(stage_places[index] for index in group)
+            if place in places and len(places) > 1:
+                return places
+        return ()
+
+    def stage_layout(
+        self, stage: int, streams: Sequence[Stream], tokens: Sequence[Sequence[Span]]
+    ) -> Layout:
+        """Lay the tokens of every dp rank's full stream out over the ranks of a pp stage."""
+        ranks = self.grid.stage(stage)
+        parts = self.cut.tp
+        found: dict[tuple[int, int, int], Holding] = {}
+        for rank in ranks:
+            at = self.grid.coordinates(rank)
+            key = at["dp"], at["cp"], at["tp"] % parts
+            if key not in found:
+                found[key] = streams[key[0]].holding(tokens[key[0]], *key[1:])
+        holdings = []
+        for rank in ranks:
+            at = self.grid.coordinates(rank)
+            holdings.append(found[at["dp"], at["cp"], at["tp"] % parts])
+        return Layout(self.stage_places(stage), tuple(holdings), self.replicas)
+
+
+def source_streams(plan: StepPlan, side: Side, microbatch: int) -> tuple[Stream, ...]:
+    """Return the encoder's streams of projector output: one sequence per input (image)."""
+    return side.streams(
+        [
+            [slot.count for i in lane for slot in plan.samples[i].slots.get(side.module, ())]
+            for lane in plan.assignment[side.module][microbatch]
+        ]
+    )
+
 
 def source_layout(plan: StepPlan, side: Side, microbatch: int) -> Layout:
     """Return where the encoder's last stage holds its projector's output rows.
 
-    A dp rank's rows are those of its samples, one after the other in assignment order.
+    A dp rank's sequences are the inputs of its samples, in assignment order.
     """
-    offsets = plan.offsets(side.module)
-    streams = []
-    for lane in plan.assignment[side.module][microbatch]:
-        lengths = [offsets[i + 1] - offsets[i] for i in lane]
-        rows = stack_rows(lengths)
-        spans = [Span(offsets[i], offsets[i + 1], row) for i, row in zip(lane, rows, strict=True)]
-        streams.append((spans, sum(lengths)))
-    return side.stage_layout(-1, streams)
+    offsets, streams = plan.offsets(side.module), source_streams(plan, side, microbatch)
+    tokens = []
+    for lane, stream in zip(plan.assignment[side.module][microbatch], streams, strict=True):
+        spans, starts = [], iter(stream.starts)
+        for i in lane:
+            token = offsets[i]
+            for slot in plan.samples[i].slots.get(side.module, ()):
+                spans.append(Span(token, token + slot.count, next(starts)))
+                token += slot.count
+        tokens.append(spans)
+    return side.stage_layout(-1, streams, tokens)
+
+
+def destination_streams(plan: StepPlan, side: Side, microbatch: int) -> tuple[Stream, ...]:
+    """Return the LLM's streams of fused sequences: one sequence per sample."""
+    return side.streams(
+        [
+            [plan.samples[i].sequence_tokens for i in lane]
+            for lane in plan.assignment[side.module][microbatch]
+        ]
+    )
 
 
 def destination_layout(plan: StepPlan, encoder: str, side: Side, microbatch: int) -> Layout:
-    """Return where the LLM's first stage needs ``encoder``'s tokens in its packed streams.
+    """Return where the LLM's first stage needs ``encoder``'s tokens.
 
     Rows count positions of the rank's own part of its stream.
     """
-    offsets = plan.offsets(encoder)
-    streams = []
-    for lane in plan.assignment[side.module][microbatch]:
-        lengths = [plan.samples[i].sequence_tokens for i in lane]
+    offsets, streams = plan.offsets(encoder), destination_streams(plan, side, microbatch)
+    tokens = []
+    for lane, stream in zip(plan.assignment[side.module][microbatch], streams, strict=True):
         spans = []
-        for i, first_row in zip(lane, stack_rows(lengths), strict=True):
+        for i, first_row in zip(lane, stream.starts, strict=False):
             token = offsets[i]
             for slot in plan.samples[i].slots.get(encoder, ()):
                 spans.append(Span(token, token + slot.count, first_row + slot.position))
                 token += slot.count
-        streams.append((spans, sum(lengths)))
-    return side.stage_layout(0, streams)
+        tokens.append(spans)
+    return side.stage_layout(0, streams, tokens)
 
 
 def holding_of(layout: Layout, place: int) -> Holding | None:
@@ -91,11 +148,6 @@ def holding_of(layout: Layout, place: int) -> Holding | None:
 
 def source_rows(plan: StepPlan, side: Side, microbatch: int) -> tuple[int, ...]:
     """Return the rows of each source rank's output buffer, padding included."""
-    offsets = plan.offsets(side.module)
-    parts = side.grid.tp if side.sequence_parallel else 1
-    totals = [
-        sum(offsets[i + 1] - offsets[i] for i in lane)
-        for lane in plan.assignment[side.module][microbatch]
-    ]
+    streams = source_streams(plan, side, microbatch)
     stage = side.grid.stage(-1)
-    return tuple(-(-totals[side.grid.coordinates(rank)["dp"]] // parts) for rank in stage)
+    return tuple(streams[side.grid.coordinates(rank)["dp"]].num_shard_rows for rank in stage)

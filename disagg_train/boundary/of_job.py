@@ -1,9 +1,10 @@
-"""What a job file says about ranks: placement, grids, boundaries, and the module graph. Pure."""
+"""What a job file says about ranks: placement, grids, edges, and the stage graph. Pure."""
 
 from disagg_train.boundary.layouts import Side
-from disagg_train.boundary.step_exchanges import Boundary
+from disagg_train.boundary.step_exchanges import Boundary, RankEdge, StageLink
 from disagg_train.config.job import LANGUAGE, JobConfig
-from disagg_train.schedule.graph import Edge, ModuleGraph, ModuleNode
+from disagg_train.config.modules import GptModule, VitModule
+from disagg_train.schedule.graph import Edge, StageGraph, StageNode, stage_name
 from disagg_train.topology.grid import Grid
 from disagg_train.topology.placement import Placement
 
@@ -22,33 +23,56 @@ def module_grid(job: JobConfig, module: str) -> Grid:
     return Grid(tp=parallel.tp, cp=parallel.cp, dp=parallel.dp, pp=parallel.pp)
 
 
-def job_boundaries(job: JobConfig) -> dict[str, Boundary]:
-    """Return every boundary by name, in the order of the job file."""
-    placement = job_placement(job)
-
-    def side(module: str) -> Side:
-        parallel = job.modules[module].parallel
-        places = placement.module_places(module)
-        return Side(module, module_grid(job, module), places, parallel.sequence_parallel)
-
-    edges = {edge.name: edge for edge in job_graph(job).edges}
-    return {
-        name: Boundary(name, side(edge.source), side(edge.destination))
-        for name, edge in edges.items()
-    }
+def module_side(job: JobConfig, name: str) -> Side:
+    """Return a module's ranks and how its tokens are cut over them."""
+    module = job.modules[name]
+    return Side(
+        name,
+        module_grid(job, name),
+        job_placement(job).module_places(name),
+        module.parallel.sequence_parallel,
+        packed=module.packed if isinstance(module, GptModule) else True,
+        equal_lanes=module.parallel.ep > 1,
+    )
 
 
-def job_graph(job: JobConfig) -> ModuleGraph:
-    """Return the module graph as schedules see it."""
-    placement = job_placement(job)
+def job_edges(job: JobConfig) -> dict[str, RankEdge]:
+    """Return every boundary and stage link by name, modules in the order of the job file."""
+    edges: list[RankEdge] = []
+    for name, module in job.modules.items():
+        side = module_side(job, name)
+        merge = module.projector.merge if isinstance(module, VitModule) else None
+        edges += [StageLink(side, stage, merge) for stage in range(side.grid.pp - 1)]
+        if name != LANGUAGE:
+            boundary = f"{name}->{LANGUAGE}"
+            edges.append(Boundary(boundary, side, module_side(job, LANGUAGE)))
+    return {edge.name: edge for edge in edges}
+
+
+def job_graph(job: JobConfig) -> StageGraph:
+    """Return the stage graph as schedules see it."""
     nodes = {}
     for name, module in job.modules.items():
-        places = placement.module_places(name)
-        lanes = module_grid(job, name).groups("tp", "cp")
-        nodes[name] = ModuleNode(
-            name,
-            module.group,
-            tuple(tuple(places[rank] for rank in lane) for lane in lanes),
-            module.trainable,
-        )
-    return ModuleGraph(nodes, tuple(Edge(name, LANGUAGE) for name in job.encoders))
+        side = module_side(job, name)
+        lanes = side.grid.groups("tp", "cp", *(["dp"] if module.parallel.ep > 1 else []))
+        for stage in range(side.grid.pp):
+            ranks = set(side.grid.stage(stage))
+            node = stage_name(name, stage, side.grid.pp)
+            nodes[node] = StageNode(
+                node,
+                module.group,
+                tuple(tuple(side.places[r] for r in lane) for lane in lanes if lane[0] in ranks),
+                _trains(module, stage),
+            )
+    edges = tuple(
+        Edge(edge.source_stage, edge.destination_stage, edge.name)
+        for edge in job_edges(job).values()
+    )
+    return StageGraph(nodes, edges)
+
+
+def _trains(module: VitModule | GptModule, stage: int) -> bool:
+    """Whether any weight of a stage is trained; the projector is on an encoder's last one."""
+    if isinstance(module, VitModule) and stage < module.parallel.pp - 1:
+        return not module.freeze
+    return module.trainable

@@ -161,6 +161,30 @@ def cut(intervals: Sequence[Interval], parts: int) -> list[list[Interval]]:
     return runs
 
 
+def common(first: Sequence[Interval], second: Sequence[Interval]) -> list[Interval]:
+    """Return the tokens that are in both of two sorted lists of intervals."""
+    found, i, j = [], 0, 0
+    while i < len(first) and j < len(second):
+        start, stop = max(first[i][0], second[j][0]), min(first[i][1], second[j][1])
+        if start < stop:
+            found.append((start, stop))
+        if first[i][1] <= second[j][1]:
+            i += 1
+        else:
+            j += 1
+    return found
+
+
+def without(tokens: Sequence[Interval], removed: Sequence[Interval]) -> list[Interval]:
+    """Return the tokens of one sorted list of intervals that are not in another."""
+    if not tokens:
+        return []
+    stops = [tokens[0][0], *(stop for _, stop in removed)]
+    starts = [*(start for start, _ in removed), tokens[-1][1]]
+    gaps = [(stop, start) for stop, start in zip(stops, starts, strict=True) if stop < start]
+    return common(tokens, gaps)
+
+
 def rows_of(holding: Holding, intervals: Iterable[Interval]) -> list[int]:
     """Return the buffer rows of the given tokens, in the order of the intervals.
 

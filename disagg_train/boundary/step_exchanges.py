@@ -1,38 +1,24 @@
-"""All exchanges of one step and boundary, as one rank sees them. Pure, made from the plan."""
+"""What one rank does at the edges of the stage graph in one step. Pure, made from the plan.
+
+An edge is a boundary between two modules or, between two pipeline stages of one module, a
+stage link. Both move rows; the engine treats them alike.
+"""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from disagg_train.boundary.exchange import BoundaryLayouts, Exchange, Rows
 from disagg_train.boundary.layouts import (
     Side,
     destination_layout,
+    destination_streams,
     holding_of,
     source_layout,
     source_rows,
+    source_streams,
 )
 from disagg_train.planner.step_plan import StepPlan
-
-
-@dataclass(frozen=True)
-class Boundary:
-    """An edge of the module graph with its two sides."""
-
-    name: str
-    source: Side
-    destination: Side
-
-    @property
-    def places(self) -> tuple[int, ...]:
-        """Global ranks on either side, ascending."""
-        return tuple(sorted({*self.source.places, *self.destination.places}))
-
-    def layouts(self, plan: StepPlan, microbatch: int) -> BoundaryLayouts:
-        """Return both layouts of one microbatch."""
-        return BoundaryLayouts(
-            source_layout(plan, self.source, microbatch),
-            destination_layout(plan, self.source.module, self.destination, microbatch),
-            source_rows(plan, self.source, microbatch),
-        )
+from disagg_train.schedule.graph import stage_name
 
 
 @dataclass(frozen=True)
@@ -42,26 +28,185 @@ class RankExchanges:
     Args:
         forward: the rank's part in carrying activations.
         backward: its part in carrying gradients.
-        stream_rows: rows of the LLM's stream that the received rows fill, in their order.
+        stream_rows: rows of the LLM's stream that the received rows fill, in their order;
+            none at a stage link, whose rows are the whole stream.
     """
 
     forward: Exchange
     backward: Exchange
-    stream_rows: Rows
+    stream_rows: Rows = ()
 
 
-def step_exchanges(plan: StepPlan, boundary: Boundary, place: int) -> tuple[RankExchanges, ...]:
-    """Return what the global rank ``place`` does at ``boundary``, microbatch by microbatch."""
-    found = []
-    for microbatch in range(plan.num_microbatches):
-        layouts = boundary.layouts(plan, microbatch)
-        routes = layouts.routes()
-        holding = holding_of(layouts.destination, place)
-        found.append(
-            RankExchanges(
-                layouts.forward(place, routes),
-                layouts.backward(place, routes),
-                tuple(holding.rows) if holding else (),
-            )
+class RankEdge(Protocol):
+    """Where rows go from the ranks of one stage to those of another."""
+
+    @property
+    def name(self) -> str:
+        """Name in ops, logs and errors."""
+
+    @property
+    def source(self) -> Side:
+        """The module that activations come from."""
+
+    @property
+    def destination(self) -> Side:
+        """The module that they go to."""
+
+    @property
+    def source_stage(self) -> str:
+        """Name of the stage that activations come from."""
+
+    @property
+    def destination_stage(self) -> str:
+        """Name of the stage that they go to."""
+
+    @property
+    def source_places(self) -> tuple[int, ...]:
+        """Global ranks of the source stage."""
+
+    @property
+    def destination_places(self) -> tuple[int, ...]:
+        """Global ranks of the destination stage."""
+
+    def replicas_of(self, place: int, gradients: bool) -> tuple[int, ...]:
+        """Return the ranks that receive the same rows as ``place``; empty where it is alone."""
+
+    def exchanges(self, plan: StepPlan, place: int) -> tuple[RankExchanges, ...]:
+        """Return what the global rank ``place`` does, microbatch by microbatch."""
+
+
+def edge_places(edge: RankEdge) -> tuple[int, ...]:
+    """Return the global ranks at either end of an edge, ascending."""
+    return tuple(sorted({*edge.source_places, *edge.destination_places}))
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """An edge between two modules: the source's last stage, the destination's first."""
+
+    name: str
+    source: Side
+    destination: Side
+
+    @property
+    def source_stage(self) -> str:
+        """Name of the source's last stage."""
+        return stage_name(self.source.module, self.source.grid.pp - 1, self.source.grid.pp)
+
+    @property
+    def destination_stage(self) -> str:
+        """Name of the destination's first stage."""
+        return stage_name(self.destination.module, 0, self.destination.grid.pp)
+
+    @property
+    def source_places(self) -> tuple[int, ...]:
+        """Global ranks of the source's last stage."""
+        return self.source.stage_places(-1)
+
+    @property
+    def destination_places(self) -> tuple[int, ...]:
+        """Global ranks of the destination's first stage."""
+        return self.destination.stage_places(0)
+
+    def replicas_of(self, place: int, gradients: bool) -> tuple[int, ...]:
+        """Return the ranks that receive the same rows as ``place``; empty where it is alone."""
+        side, stage = (self.source, -1) if gradients else (self.destination, 0)
+        return side.replicas_of(stage, place)
+
+    def layouts(self, plan: StepPlan, microbatch: int) -> BoundaryLayouts:
+        """Return both layouts of one microbatch."""
+        return BoundaryLayouts(
+            source_layout(plan, self.source, microbatch),
+            destination_layout(plan, self.source.module, self.destination, microbatch),
+            source_rows(plan, self.source, microbatch),
         )
-    return tuple(found)
+
+    def exchanges(self, plan: StepPlan, place: int) -> tuple[RankExchanges, ...]:
+        """Return what the global rank ``place`` does, microbatch by microbatch."""
+        found = []
+        for microbatch in range(plan.num_microbatches):
+            layouts = self.layouts(plan, microbatch)
+            routes = layouts.routes()
+            holding = holding_of(layouts.destination, place)
+            found.append(
+                RankExchanges(
+                    layouts.forward(place, routes),
+                    layouts.backward(place, routes),
+                    tuple(holding.rows) if holding else (),
+                )
+            )
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class StageLink:
+    """An edge between two pipeline stages of a module: every rank sends all rows to its peer.
+
+    Args:
+        module: the module's ranks.
+        stage: the earlier of the two stages.
+        merge: rows per token of an encoder's streams; None for the LLM.
+    """
+
+    module: Side
+    stage: int
+    merge: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Both stages' names."""
+        return f"{self.source_stage}->{self.destination_stage}"
+
+    @property
+    def source(self) -> Side:
+        """The module."""
+        return self.module
+
+    @property
+    def destination(self) -> Side:
+        """The module."""
+        return self.module
+
+    @property
+    def source_stage(self) -> str:
+        """Name of the earlier stage."""
+        return stage_name(self.module.module, self.stage, self.module.grid.pp)
+
+    @property
+    def destination_stage(self) -> str:
+        """Name of the later stage."""
+        return stage_name(self.module.module, self.stage + 1, self.module.grid.pp)
+
+    @property
+    def source_places(self) -> tuple[int, ...]:
+        """Global ranks of the earlier stage."""
+        return self.module.stage_places(self.stage)
+
+    @property
+    def destination_places(self) -> tuple[int, ...]:
+        """Global ranks of the later stage."""
+        return self.module.stage_places(self.stage + 1)
+
+    def replicas_of(self, place: int, gradients: bool) -> tuple[int, ...]:
+        """Nobody: every rank gets its rows from its own peer."""
+        del place, gradients
+        return ()
+
+    def exchanges(self, plan: StepPlan, place: int) -> tuple[RankExchanges, ...]:
+        """Return what the global rank ``place`` does, microbatch by microbatch."""
+        sends = place in self.source_places
+        here, there = self.source_places, self.destination_places
+        peer = there[here.index(place)] if sends else here[there.index(place)]
+        found = []
+        for microbatch in range(plan.num_microbatches):
+            rows = tuple(range(self._num_rows(plan, microbatch, place)))
+            message = ((peer, rows),) if rows else ()
+            give, take = Exchange(sends=message), Exchange(receives=message, num_rows=len(rows))
+            found.append(RankExchanges(*((give, take) if sends else (take, give))))
+        return tuple(found)
+
+    def _num_rows(self, plan: StepPlan, microbatch: int, place: int) -> int:
+        lane = self.module.grid.coordinates(self.module.places.index(place))["dp"]
+        if self.merge is None:
+            return destination_streams(plan, self.module, microbatch)[lane].num_shard_rows
+        return source_streams(plan, self.module, microbatch)[lane].num_shard_rows * self.merge

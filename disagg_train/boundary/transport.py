@@ -1,13 +1,17 @@
 """What a boundary asks of a transport: start a group of messages, wait for it later.
 
-Buffers are contiguous tensors of shape ``[rows, D]``. Peers are global ranks. Messages
-between two ranks are matched by tag; every rank starts its exchanges in schedule order.
+Buffers are contiguous tensors of shape ``[rows, D]``. Peers are global ranks. Every rank
+starts its exchanges in schedule order; gloo matches the messages of two ranks by tag, NCCL
+by the order of ``start`` calls, so at most one message per peer and way in a call.
 """
 
 from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
+
+TAGS_PER_STEP = 1 << 16
+"""A tag is a multiple of this, which differs from step to step, plus the microbatch."""
 
 Message = tuple[int, Tensor]
 """A peer and the buffer to send to it, or to fill from it."""
@@ -17,7 +21,7 @@ class Pending(Protocol):
     """Messages under way; their buffers must live until ``wait`` returns."""
 
     def wait(self) -> None:
-        """Return when all messages are done.
+        """Return when all messages are done; on a GPU, make its current stream wait for them.
 
         Raises:
             BoundaryError: the deadline passed or a peer is gone.

@@ -1,4 +1,4 @@
-"""The final checkpoint: one file per module with its full weights, and a manifest."""
+"""The final checkpoint: full weights, in a file per module and rank, and a manifest."""
 
 import hashlib
 import json
@@ -16,12 +16,13 @@ from disagg_train.errors import CheckpointError
 MANIFEST = "manifest.json"
 
 
-def save_modules(folder: Path, weights: Mapping[str, NDArray[Any]]) -> dict[str, str]:
-    """Write ``<module>.npz`` for every module in ``weights``.
+def save_modules(folder: Path, weights: Mapping[str, NDArray[Any]], rank: int) -> dict[str, str]:
+    """Write ``<module>.<rank>.npz`` for every module in ``weights``.
 
     Args:
         folder: where to write; made if missing.
         weights: full tensors by full name (``module.path``).
+        rank: of this rank in its group; ranks write different weights of one module.
 
     Returns:
         File name -> SHA-256 of its content.
@@ -33,7 +34,7 @@ def save_modules(folder: Path, weights: Mapping[str, NDArray[Any]]) -> dict[str,
     folder.mkdir(parents=True, exist_ok=True)
     sums = {}
     for module, tensors in by_module.items():
-        file = folder / f"{module}.npz"
+        file = folder / f"{module}.{rank}.npz"
         np.savez(file, allow_pickle=False, **tensors)
         sums[file.name] = _sha256(file)
     return sums
@@ -65,7 +66,7 @@ def load_weights(folder: Path) -> dict[str, NDArray[Any]]:
         if _sha256(folder / name) != expected:
             raise CheckpointError(f"{folder / name} changed since it was saved")
         with np.load(folder / name) as tensors:
-            module = name.removesuffix(".npz")
+            module = name.partition(".")[0]
             weights.update({f"{module}.{path}": tensors[path] for path in tensors.files})
     return weights
 

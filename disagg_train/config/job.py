@@ -1,5 +1,6 @@
 """The job file. Every rule that spans several of its parts is checked here."""
 
+from math import gcd
 from typing import Any, Literal, Self
 
 from pydantic import (
@@ -24,6 +25,9 @@ class GroupConfig(Config):
 
     ranks: PositiveInt
     """Number of actors; one actor is one rank on one GPU, or one CPU process."""
+    gpus_per_rank: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Part of a GPU that a rank takes: 0.25 puts up to four ranks on one GPU, to test several
+    ranks where GPUs are few; they share its time and memory. Needs NCCL 2.30 or newer."""
 
 
 class DataConfig(Config):
@@ -128,7 +132,8 @@ class JobConfig(Config):
     """`colocated`: where the groups do not fit the cluster, run every module on the LLM's
     group, with as much data parallelism as fits. Without it such a job fails at once."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """What ranks compute on; `auto` takes GPUs where the cluster has any."""
+    """What ranks compute on; `auto` takes GPUs where the cluster has enough of them (or `fallback`
+    may shrink the job) and CuPy is there to connect the ranks, and says so where it does not."""
     deadlines: DeadlineConfig = DeadlineConfig()
     """How long anything may take."""
 
@@ -182,10 +187,13 @@ class JobConfig(Config):
     def _modules_fit_their_groups(self) -> Self:
         for name, module in self.modules.items():
             self._degrees_fit(name)
+            self._experts_fit(name)
             tp = module.parallel.tp
             rules = {"num_attention_heads": module.model.num_attention_heads}
             rules["ffn_hidden_size"] = module.model.ffn_size
             if isinstance(module, GptModule):
+                if module.model.num_experts is not None:
+                    rules["expert_ffn_hidden_size"] = module.model.expert_ffn_size
                 rules["num_query_groups"] = module.model.query_groups
                 rules["vocab_size"] = module.model.vocab_size
             for field, size in rules.items():
@@ -194,6 +202,12 @@ class JobConfig(Config):
                         f"modules.{name}: tp={tp} does not divide {field}={size}; "
                         f"use tp one of {divisors(size)[:12]}"
                     )
+            pp, layers = module.parallel.pp, module.model.num_layers
+            if layers % pp:
+                raise ConfigError(
+                    f"modules.{name}: pp={pp} does not divide num_layers={layers}; "
+                    f"use pp one of {divisors(layers)[:12]}"
+                )
         return self
 
     def _degrees_fit(self, name: str) -> None:
@@ -208,3 +222,23 @@ class JobConfig(Config):
             f"{parallel.dp} = {parallel.num_ranks}, but group {group!r} has {ranks} ranks; "
             f"{way_out} or set groups.{group}.ranks: {parallel.num_ranks}"
         )
+
+    def _experts_fit(self, name: str) -> None:
+        module, parallel = self.modules[name], self.modules[name].parallel
+        experts = module.model.num_experts if isinstance(module, GptModule) else None
+        if experts is None and parallel.ep > 1:
+            other = "set model.num_experts or " if isinstance(module, GptModule) else ""
+            raise ConfigError(
+                f"modules.{name}: ep={parallel.ep}, but the model has no experts; {other}use ep: 1"
+            )
+        if experts is not None and experts % parallel.ep:
+            fitting = divisors(gcd(experts, parallel.dp * parallel.cp))
+            raise ConfigError(
+                f"modules.{name}: ep={parallel.ep} does not divide num_experts={experts}; "
+                f"use ep one of {fitting}"
+            )
+        if experts is not None and parallel.tp > 1 and not parallel.sp:
+            raise ConfigError(
+                f"modules.{name}: num_experts={experts} with tp={parallel.tp} needs sequence "
+                f"parallelism; set parallel.sp: true or tp: 1"
+            )

@@ -7,12 +7,6 @@ from pydantic import Field, PositiveInt, model_validator
 from disagg_train.config.base import Config, divisors
 from disagg_train.errors import ConfigError
 
-_NOT_YET = {
-    "cp": "context parallelism",
-    "pp": "pipeline parallelism inside a module",
-    "ep": "expert parallelism",
-}
-
 
 class ParallelConfig(Config):
     """Degrees of parallelism of one module."""
@@ -22,13 +16,13 @@ class ParallelConfig(Config):
     sp: bool = False
     """Sequence parallelism: the tp ranks also share the tokens between the matrices."""
     cp: PositiveInt = 1
-    """Context-parallel degree: ranks that share each sequence. Only 1 for now."""
+    """Context-parallel degree: ranks that share the tokens of each sequence."""
     pp: PositiveInt = 1
-    """Pipeline-parallel degree: stages of layers. Only 1 for now."""
+    """Pipeline-parallel degree: stages of equally many layers."""
     dp: PositiveInt = 1
     """Data-parallel degree: replicas that share the samples."""
     ep: PositiveInt = 1
-    """Expert-parallel degree; regroups dp * cp ranks, adds none. Only 1 for now."""
+    """Expert-parallel degree; regroups dp * cp ranks, adds none."""
 
     @property
     def num_ranks(self) -> int:
@@ -41,14 +35,13 @@ class ParallelConfig(Config):
         return self.sp and self.tp > 1
 
     @model_validator(mode="after")
-    def _axes_that_are_built(self) -> Self:
-        for axis, name in _NOT_YET.items():
-            degree = getattr(self, axis)
-            if degree > 1:
-                raise ConfigError(
-                    f"{axis}={degree}: {name} is not supported yet; use {axis}: 1 and put "
-                    f"the ranks into tp or dp"
-                )
+    def _experts_fit(self) -> Self:
+        lanes = self.dp * self.cp
+        if lanes % self.ep:
+            raise ConfigError(
+                f"ep={self.ep} does not divide dp*cp = {self.dp}*{self.cp} = {lanes}; "
+                f"use one of {divisors(lanes)}"
+            )
         return self
 
 
@@ -99,11 +92,22 @@ class GptConfig(TransformerConfig):
     """Rows of the embedding; depends on the model only and must be a multiple of tp."""
     rotary_base: PositiveInt = 10_000
     """Base of the rotary position frequencies."""
+    num_experts: PositiveInt | None = None
+    """Experts of each layer; one dense feed-forward layer where not given."""
+    experts_per_token: PositiveInt = 2
+    """Experts that each token passes through; the router chooses them."""
+    expert_ffn_hidden_size: PositiveInt | None = None
+    """Width of one expert's feed-forward layer; that of the layer where not given."""
 
     @property
     def query_groups(self) -> int:
         """The number of query groups that is used."""
         return self.num_query_groups or self.num_attention_heads
+
+    @property
+    def expert_ffn_size(self) -> int:
+        """The feed-forward width of one expert that is used."""
+        return self.expert_ffn_hidden_size or self.ffn_size
 
     @model_validator(mode="after")
     def _query_groups_fit(self) -> Self:
@@ -112,6 +116,20 @@ class GptConfig(TransformerConfig):
                 f"num_query_groups={self.query_groups} does not divide "
                 f"num_attention_heads={self.num_attention_heads}; use one of "
                 f"{divisors(self.num_attention_heads)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _experts_are_enough(self) -> Self:
+        if self.num_experts is not None and self.experts_per_token > self.num_experts:
+            raise ConfigError(
+                f"experts_per_token={self.experts_per_token} is more than "
+                f"num_experts={self.num_experts}; use at most {self.num_experts}"
+            )
+        if self.num_experts is None and self.expert_ffn_hidden_size is not None:
+            raise ConfigError(
+                f"expert_ffn_hidden_size={self.expert_ffn_hidden_size}, but there are no "
+                f"experts; set num_experts or use ffn_hidden_size"
             )
         return self
 
@@ -166,6 +184,8 @@ class GptModule(ModuleConfig):
     """The LLM's architecture."""
     model: GptConfig
     """Sizes of the LLM."""
+    packed: bool = True
+    """Lay a microbatch's samples one after the other; false pads them to one length each."""
 
     @property
     def trainable(self) -> bool:

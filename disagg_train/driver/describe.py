@@ -5,7 +5,8 @@ from collections import Counter
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from disagg_train.boundary.of_job import job_boundaries, job_placement, module_grid
+from disagg_train.boundary.of_job import job_edges, job_placement, module_grid
+from disagg_train.boundary.step_exchanges import Boundary
 from disagg_train.config.job import JobConfig
 from disagg_train.planner.step_plan import StepPlan
 from disagg_train.schedule.ops import Op, Schedule
@@ -23,7 +24,9 @@ def describe(job: JobConfig, plan: StepPlan, schedule: Schedule) -> RenderableTy
         schedule: its op lists.
     """
     tables: list[RenderableType] = [_ranks(job)]
-    for name, boundary in job_boundaries(job).items():
+    for name, boundary in job_edges(job).items():
+        if not isinstance(boundary, Boundary):
+            continue
         layouts = boundary.layouts(plan, 0)
         routes = layouts.routes()
         tables.append(_layout(f"{name}: rows held (microbatch 0)", layouts.source))

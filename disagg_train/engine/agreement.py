@@ -1,8 +1,8 @@
 """What all ranks of a job settle together: the plan before a step, the update at its end.
 
 At the commit point every rank adds its part to a small vector on the job-wide control
-group: each module's leader its squared gradient norm, the LLM's ranks their losses. All
-ranks then hold the same sum and decide the same.
+group: the squared norm of the gradients that it alone counts, and the LLM's ranks their
+losses. All ranks then hold the same sum and decide the same.
 """
 
 import math
@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 
 from disagg_train.boundary.gloo import GlooGroup
 from disagg_train.engine.stage import Stage
@@ -40,18 +39,14 @@ def agree(
 
     Args:
         control: group of all ranks.
-        stages: this rank's modules; their gradients are synced.
+        stages: this rank's stages; their gradients are synced.
         modules: all modules of the job; slot i of the vector belongs to the i-th.
         loss_sum: this rank's part of the loss, each token counted on one rank.
     """
     slots = torch.zeros(len(modules) + 1, dtype=torch.float64)
-    for index, name in enumerate(modules):
-        stage = stages.get(name)
-        if stage is None or stage.optimizer is None:
-            continue
-        squared_norm = stage.optimizer.squared_norm()
-        if dist.get_rank(stage.groups.intra_dist_opt) == 0:
-            slots[index] = squared_norm
+    for stage in stages.values():
+        if stage.optimizer is not None:
+            slots[modules.index(stage.module)] += stage.optimizer.squared_norm()
     slots[-1] = loss_sum
     control.all_reduce(slots)
     squared = slots[:-1].sum().item()

@@ -2,15 +2,16 @@
 
 The stream has room for the longest answer, so its layout stays what the step plan said and
 each round is one forward of the whole stream; later positions cannot be seen by earlier ones.
+Rows pass through the LLM's stages round after round, chosen tokens come back to all of them.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from disagg_train.modules.batch import LanguageBatch
+from disagg_train.modules.batch import PREVIOUS_STAGE, LanguageBatch
 from disagg_train.modules.gpt import LanguageModel
 
 
@@ -18,22 +19,78 @@ from disagg_train.modules.gpt import LanguageModel
 def evaluate(
     model: LanguageModel, batch: LanguageBatch, inputs: Mapping[str, Tensor]
 ) -> tuple[float, list[list[int]]]:
-    """Return the sum of token losses, and the generated tokens of every sample.
+    """Return the sum of this rank's token losses, and the generated tokens of every sample.
+
+    All ranks of a lane must call this (and all lanes where experts span them). Only the last
+    stage has losses; every rank returns all tokens.
 
     Args:
-        model: the LLM.
-        batch: its stream, answers included; they are blanked before decoding.
+        model: the LLM, or this rank's stage of it.
+        batch: its sequences, answers included; they are blanked before decoding.
         inputs: received rows per encoder.
     """
-    loss = float(model(batch, inputs))
-    answers = list(zip(batch.answer_starts, batch.answer_stops, strict=True))
-    token_ids_BT = batch.token_ids_BT.clone()
-    for start, stop in answers:
-        token_ids_BT[0, start:stop] = 0
-    batch = replace(batch, token_ids_BT=token_ids_BT)
-    for offset in range(max(stop - start for start, stop in answers)):
-        chosen_T = model.logits(batch, inputs).argmax(dim=-1)
-        for start, stop in answers:
+    loss = _through_stages(model, model, batch, inputs)
+    tokens_T = _whole_stream(model, batch, batch.token_ids_BS.flatten())
+    for start, stop in batch.answers:
+        tokens_T[start:stop] = 0
+    for offset in range(_num_rounds(model, batch)):
+        round_batch = batch.with_tokens(tokens_T, model.groups.cp.rank())
+        chosen_T = _chosen(model, round_batch, inputs)
+        for start, stop in batch.answers:
             if start + offset < stop:
-                token_ids_BT[0, start + offset] = chosen_T[start + offset - 1]
-    return loss, [token_ids_BT[0, start:stop].tolist() for start, stop in answers]
+                tokens_T[start + offset] = chosen_T[start + offset - 1]
+    answers = [tokens_T[start:stop].tolist() for start, stop in batch.answers]
+    return (float(loss) if model.is_last else 0.0), answers
+
+
+def _num_rounds(model: LanguageModel, batch: LanguageBatch) -> int:
+    """Return the longest answer's length; of all lanes where they compute together."""
+    rounds = torch.tensor(max((stop - start for start, stop in batch.answers), default=0))
+    if model.groups.ep.size() > 1:
+        rounds = rounds.to(batch.token_ids_BS.device)
+        dist.all_reduce(rounds, dist.ReduceOp.MAX, group=model.groups.intra_dist_opt)
+    return int(rounds)
+
+
+def _chosen(model: LanguageModel, batch: LanguageBatch, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Return the likeliest token after every position of the full stream, on every stage."""
+    found = _through_stages(model, model.logits, batch, inputs)
+    if model.is_last:
+        mine_T = found.argmax(dim=-1)
+    else:
+        mine_T = torch.empty_like(batch.token_ids_BS).flatten()
+    stages = model.groups.pp
+    if stages.size() > 1:
+        dist.broadcast(mine_T, group_src=stages.size() - 1, group=stages)
+    return _whole_stream(model, batch, mine_T)
+
+
+def _whole_stream(model: LanguageModel, batch: LanguageBatch, mine_T: Tensor) -> Tensor:
+    """Return a value per position of the full stream, from every cp rank's values."""
+    cp = model.groups.cp
+    parts = [torch.empty_like(mine_T) for _ in range(cp.size())]
+    if cp.size() > 1:
+        dist.all_gather(parts, mine_T.contiguous(), group=cp)
+    else:
+        parts = [mine_T]
+    whole_T = torch.empty_like(torch.cat(parts))
+    whole_T[batch.positions_RT.flatten()] = torch.cat(parts)
+    return whole_T
+
+
+def _through_stages(
+    model: LanguageModel,
+    run: Callable[[LanguageBatch, Mapping[str, Tensor]], Tensor],
+    batch: LanguageBatch,
+    inputs: Mapping[str, Tensor],
+) -> Tensor:
+    """Run this rank's stage between the one before and the one after it."""
+    stages = model.groups.pp
+    if not model.is_first:
+        rows_TD = model.empty_rows(batch)
+        dist.recv(rows_TD, group_src=stages.rank() - 1, group=stages)
+        inputs = {PREVIOUS_STAGE: rows_TD}
+    found = run(batch, inputs)
+    if not model.is_last:
+        dist.send(found.contiguous(), group_dst=stages.rank() + 1, group=stages)
+    return found

@@ -38,10 +38,9 @@ class Executor:
 
     Args:
         world: the groups of the rank.
-        stages: its modules.
-        links: its boundaries.
+        stages: its stages by name.
+        links: its edges by name.
         modules: all modules of the job, in order; agreed vectors follow it.
-        language: name of the LLM.
     """
 
     def __init__(
@@ -50,10 +49,9 @@ class Executor:
         stages: Mapping[str, Stage],
         links: Mapping[str, Link],
         modules: Sequence[str],
-        language: str,
     ) -> None:
         self._world, self._stages, self._links = world, stages, links
-        self._modules, self._language = tuple(modules), language
+        self._modules = tuple(modules)
         self._do = {
             OpKind.FORWARD: self._forward,
             OpKind.BACKWARD: self._backward,
@@ -82,11 +80,13 @@ class Executor:
         """
         begin = time.time()
         self._start_step(plan, inputs)
+        self._with_backward = {op.module for op in ops if op.kind is OpKind.BACKWARD}
         check_same_plan(self._world.control, plan)
         self._post_first_receives(ops)
         self._spans.append(Span("start step", "", "update", begin, time.time()))
         for position, op in enumerate(ops):
             self.current_op, begin = op, time.time()
+            self._world.watchdog.check()
             self._do[op.kind](op)
             self._spans.append(_span(op, begin, time.time()))
             if op.kind.is_recv:
@@ -98,7 +98,8 @@ class Executor:
         self._plan, self._inputs = plan, inputs
         self._rows: dict[tuple[str, int], Tensor] = {}
         self._leaves: dict[tuple[str, int], Tensor] = {}
-        self._grads: dict[tuple[str, int], Tensor] = {}
+        self._output_grads: dict[tuple[str, int], Tensor] = {}
+        self._input_grads: dict[tuple[str, int], Tensor] = {}
         self._spans: list[Span] = []
         self._answers: dict[int, list[int]] = {}
         self._loss_sum = 0.0
@@ -108,17 +109,16 @@ class Executor:
                 stage.optimizer.zero_grad()
 
     def _end_step(self) -> RankReport:
+        self._world.watchdog.check()
         sent = {}
         for name, link in self._links.items():
             link.forward.drain()
             link.backward.drain()
             sent[name] = link.forward.take_sent_bytes() + link.backward.take_sent_bytes()
-        for stage in self._stages.values():
-            stage.release()
         agreement = self._agreement or Agreement(loss_sum=self._loss_sum)
         return RankReport(
             place=self._world.place,
-            modules=tuple(self._stages),
+            modules=tuple(stage.module for stage in self._stages.values()),
             loss_sum=agreement.loss_sum,
             grad_norm=agreement.grad_norm,
             skipped=agreement.skip,
@@ -131,53 +131,77 @@ class Executor:
 
     def _forward(self, op: Op) -> None:
         stage = self._stages[op.module]
-        batch = self._inputs.batches[op.module][op.microbatch]
-        if op.module != self._language:
-            self._rows[op.module, op.microbatch] = stage.forward(op.microbatch, batch, {})
-            return
-        loss = stage.forward(op.microbatch, batch, self._take_leaves(op.microbatch))
-        self._count_loss(float(loss.detach().sum()))
+        batch = self._inputs.batches[stage.module][op.microbatch]
+        output = stage.forward(op.microbatch, batch, self._inputs_of(op))
+        if self._is_scored(stage):
+            self._count_loss(stage, float(output.detach().sum()))
+        else:
+            self._rows[op.module, op.microbatch] = output
+        if op.module not in self._with_backward:
+            stage.release(op.microbatch)
+            self._release_inputs(op)
 
-    def _take_leaves(self, microbatch: int) -> dict[str, Tensor]:
+    def _release_inputs(self, op: Op) -> None:
+        """Let the memory of a stage's received rows be used again."""
+        for name, link in self._into(op.module).items():
+            link.forward.release(self._leaves.pop((name, op.microbatch)))
+
+    def _is_scored(self, stage: Stage) -> bool:
+        """Whether a stage ends in a loss: nothing takes its rows."""
+        return all(link.edge.source_stage != stage.name for link in self._links.values())
+
+    def _into(self, stage: str) -> dict[str, Link]:
+        """Return the edges that feed a stage, by name."""
+        links = self._links.items()
+        return {name: link for name, link in links if link.edge.destination_stage == stage}
+
+    def _inputs_of(self, op: Op) -> dict[str, Tensor]:
+        """Return the rows that a stage received, by the name that its model knows."""
         return {
-            link.boundary.source.module: self._leaves.pop((name, microbatch))
-            for name, link in self._links.items()
+            link.input_name: self._leaves[name, op.microbatch]
+            for name, link in self._into(op.module).items()
+            if (name, op.microbatch) in self._leaves
         }
 
-    def _count_loss(self, loss_sum: float) -> None:
-        """Every tp rank of a dp rank sees the same loss; one of them counts it."""
-        if self._stages[self._language].groups.tp.rank() == 0:
+    def _count_loss(self, stage: Stage, loss_sum: float) -> None:
+        """Every tp rank of a cp rank sees the same loss; one of them counts it."""
+        if stage.groups.tp.rank() == 0:
             self._loss_sum += loss_sum
 
     def _backward(self, op: Op) -> None:
-        grad = self._grads.pop((op.module, op.microbatch), None)
-        for encoder, grad_TD in self._stages[op.module].backward(op.microbatch, grad).items():
-            self._grads[encoder, op.microbatch] = grad_TD
+        output_grad_TD = self._output_grads.pop((op.module, op.microbatch), None)
+        grads = self._stages[op.module].backward(op.microbatch, output_grad_TD)
+        for name, link in self._into(op.module).items():
+            self._input_grads[name, op.microbatch] = grads[link.input_name]
+        self._release_inputs(op)
+        for link in self._links.values():
+            if link.edge.source_stage == op.module and output_grad_TD is not None:
+                link.backward.release(output_grad_TD)
 
     def _evaluate(self, op: Op) -> None:
-        batch = self._inputs.batches[op.module][op.microbatch]
-        leaves = self._take_leaves(op.microbatch)
+        stage = self._stages[op.module]
+        batch = self._inputs.batches[stage.module][op.microbatch]
+        received = self._inputs_of(op)
         if batch is None:
+            self._release_inputs(op)
             return
         assert isinstance(batch, LanguageBatch)
-        model = self._stages[op.module].unwrapped
-        present = {name: rows for name, rows in leaves.items() if len(rows)}
-        loss_sum, answers = evaluate(model, batch, present)
-        self._count_loss(loss_sum)
-        lane = self._stages[op.module].groups.dp.rank()
-        for index, answer in zip(
-            self._plan.held(op.module, op.microbatch, lane), answers, strict=True
-        ):
+        present = {name: rows for name, rows in received.items() if len(rows)}
+        loss_sum, answers = evaluate(stage.unwrapped, batch, present)
+        self._count_loss(stage, loss_sum)
+        self._release_inputs(op)
+        held = self._plan.held(stage.module, op.microbatch, stage.groups.dp.rank())
+        for index, answer in zip(held, answers, strict=True):
             self._answers[self._plan.samples[index].key] = answer
 
-    # Boundaries.
+    # Transfers.
 
     def _exchange(self, op: Op) -> RankExchanges:
         return self._inputs.exchanges[op.boundary][op.microbatch]
 
     def _send_forward(self, op: Op) -> None:
         link = self._links[op.boundary]
-        rows_TD = self._rows.pop((link.boundary.source.module, op.microbatch))
+        rows_TD = self._rows.pop((link.edge.source_stage, op.microbatch))
         link.forward.launch(op.microbatch, self._exchange(op).forward, rows_TD)
 
     def _recv_forward(self, op: Op) -> None:
@@ -188,13 +212,13 @@ class Executor:
 
     def _send_backward(self, op: Op) -> None:
         link = self._links[op.boundary]
-        grad_TD = self._grads.pop((link.boundary.source.module, op.microbatch))
+        grad_TD = self._input_grads.pop((op.boundary, op.microbatch))
         link.backward.launch(op.microbatch, self._exchange(op).backward, grad_TD)
 
     def _recv_backward(self, op: Op) -> None:
         link = self._links[op.boundary]
-        source = link.boundary.source.module
-        self._grads[source, op.microbatch] = link.backward.finish(op.microbatch)
+        grad_TD = link.backward.finish(op.microbatch)
+        self._output_grads[link.edge.source_stage, op.microbatch] = grad_TD
 
     def _post_first_receives(self, ops: Sequence[Op]) -> None:
         firsts: dict[tuple[OpKind, str], Op] = {}
@@ -213,10 +237,10 @@ class Executor:
     def _post(self, op: Op) -> None:
         """Post a receive, unless this rank's own send of that exchange will launch it."""
         link, exchange = self._links[op.boundary], self._exchange(op)
-        boundary = link.boundary
-        if op.kind is OpKind.RECV_FORWARD and self._world.place not in boundary.source.places:
+        edge, place = link.edge, self._world.place
+        if op.kind is OpKind.RECV_FORWARD and place not in edge.source_places:
             link.forward.post(op.microbatch, exchange.forward)
-        if op.kind is OpKind.RECV_BACKWARD and self._world.place not in boundary.destination.places:
+        if op.kind is OpKind.RECV_BACKWARD and place not in edge.destination_places:
             link.backward.post(op.microbatch, exchange.backward)
 
     # The end of a step.
@@ -228,6 +252,8 @@ class Executor:
 
     def _agree(self, op: Op) -> None:
         del op
+        self._world.device.settle()  # what an abort set free must not be agreed upon
+        self._world.watchdog.check()
         self._agreement = agree(self._world.control, self._stages, self._modules, self._loss_sum)
 
     def _optimizer_step(self, op: Op) -> None:

@@ -10,41 +10,42 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from disagg_train.engine.stage import Stage
-from disagg_train.modules.weights import gather_full, named_weights
+from disagg_train.modules.weights import gather_full, is_expert_parallel, named_weights
 
 
 def full_weights(stages: Mapping[str, Stage]) -> dict[str, NDArray[Any]]:
-    """Return every weight of the stages on each module's first rank, nothing elsewhere."""
+    """Return every weight of the stages, each on the first rank that holds it."""
     found = {}
-    for name, stage in stages.items():
-        for full_name, parameter in named_weights(name, stage.unwrapped):
+    for stage in stages.values():
+        for full_name, parameter in named_weights(stage.module, stage.unwrapped):
             full = gather_full(parameter, parameter, stage.groups.tp)
-            if _is_first(stage):
+            if _is_first_holder(stage, parameter):
                 found[full_name] = full.cpu().numpy()
     return found
 
 
 def full_gradients(stages: Mapping[str, Stage]) -> dict[str, NDArray[Any]]:
-    """Return every trained weight's gradient on each module's first rank.
+    """Return every trained weight's gradient, each on the first rank that holds the weight.
 
-    The distributed optimizer leaves each dp rank with one shard of the summed gradients;
+    The distributed optimizer leaves each replica with one shard of the summed gradients;
     the shards are gathered first.
     """
     found = {}
-    for name, stage in stages.items():
+    for stage in stages.values():
         if not isinstance(stage.model, DistributedDataParallel):
             continue
-        _gather_shards(stage.model, stage.groups.dp_cp)
-        for full_name, parameter in named_weights(name, stage.unwrapped):
+        _gather_shards(stage.model)
+        for full_name, parameter in named_weights(stage.module, stage.unwrapped):
             if parameter.requires_grad:
                 full = gather_full(_main_grad(parameter), parameter, stage.groups.tp)
-                if _is_first(stage):
+                if _is_first_holder(stage, parameter):
                     found[full_name] = full.cpu().numpy()
     return found
 
 
-def _gather_shards(model: DistributedDataParallel, group: dist.ProcessGroup) -> None:
-    for buffer in model.buffers:
+def _gather_shards(model: DistributedDataParallel) -> None:
+    for buffer in [*model.buffers, *model.expert_parallel_buffers]:
+        group = buffer.data_parallel_group
         for bucket in buffer.buckets:
             shards = bucket.grad_data.chunk(group.size())
             mine = shards[group.rank()].clone()
@@ -58,5 +59,8 @@ def _main_grad(parameter: nn.Parameter) -> Tensor:
     return grad
 
 
-def _is_first(stage: Stage) -> bool:
-    return dist.get_rank(stage.groups.intra_dist_opt) == 0
+def _is_first_holder(stage: Stage, parameter: nn.Parameter) -> bool:
+    """Whether this is the first of the ranks that hold the weight or a part of it."""
+    groups = stage.groups
+    replicas = groups.expt_dp if is_expert_parallel(parameter) else groups.dp_cp
+    return groups.tp.rank() == 0 and replicas.rank() == 0

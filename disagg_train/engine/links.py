@@ -1,36 +1,41 @@
-"""Opens this rank's ends of its boundaries: a communicator per direction."""
+"""Opens this rank's ends of the job's edges: a communicator per direction."""
 
 from collections.abc import Mapping
 
 import torch
 
 from disagg_train.boundary.communicator import Communicator
-from disagg_train.boundary.gloo import GlooGroup, GlooTransport
-from disagg_train.boundary.layouts import Side
-from disagg_train.boundary.step_exchanges import Boundary
+from disagg_train.boundary.step_exchanges import RankEdge, StageLink, edge_places
 from disagg_train.config.job import JobConfig
 from disagg_train.engine.world import World
+from disagg_train.modules.batch import PREVIOUS_STAGE
+from disagg_train.schedule.graph import StageGraph
 
 
 class Link:
-    """A boundary on one rank.
+    """An edge on one rank.
 
     Args:
-        boundary: the edge and its sides.
+        edge: a boundary or a stage link.
         forward: carries activations.
         backward: carries gradients.
-        carries_gradient: whether the source has anything to train.
+        carries_gradient: whether anything at or before the source is trained.
     """
 
     def __init__(
         self,
-        boundary: Boundary,
+        edge: RankEdge,
         forward: Communicator,
         backward: Communicator,
         carries_gradient: bool,
     ) -> None:
-        self.boundary, self.forward, self.backward = boundary, forward, backward
+        self.edge, self.forward, self.backward = edge, forward, backward
         self.carries_gradient = carries_gradient
+
+    @property
+    def input_name(self) -> str:
+        """Name under which the destination's model finds the rows."""
+        return PREVIOUS_STAGE if isinstance(self.edge, StageLink) else self.edge.source.module
 
     def close(self) -> None:
         """Leave both directions."""
@@ -39,38 +44,44 @@ class Link:
 
 
 def open_links(
-    job: JobConfig, world: World, boundaries: Mapping[str, Boundary], device: torch.device
+    job: JobConfig,
+    world: World,
+    edges: Mapping[str, RankEdge],
+    graph: StageGraph,
+    device: torch.device,
 ) -> dict[str, Link]:
-    """Join the boundaries that this rank is part of; every rank does so in the same order."""
+    """Join the edges that this rank is part of; every rank does so in the same order."""
     return {
-        name: _open(job, world, boundary, device)
-        for name, boundary in boundaries.items()
-        if world.place in boundary.places
+        name: _open(job, world, edge, graph.runs_backward(edge.source_stage), device)
+        for name, edge in edges.items()
+        if world.place in edge_places(edge)
     }
 
 
-def _open(job: JobConfig, world: World, boundary: Boundary, device: torch.device) -> Link:
-    width = job.language.model.hidden_size
+def _open(
+    job: JobConfig, world: World, edge: RankEdge, carries_gradient: bool, device: torch.device
+) -> Link:
+    width = job.modules[edge.destination.module].model.hidden_size
 
-    def communicator(direction: str, receiver: Side) -> Communicator:
-        name = f"{boundary.name}/{direction}"
-        transport = GlooTransport(world.join(name, boundary.places))
-        replicas = _replicas(world, name, receiver)
+    def communicator(direction: str, gradients: bool) -> Communicator:
+        name = f"{edge.name}/{direction}"
+        transport = world.transport(name, edge_places(edge), _peers(edge, world.place))
+        alike = edge.replicas_of(world.place, gradients)
+        replicas = world.transport(f"{name}/replicas/{alike[0]}", alike) if alike else None
         return Communicator(name, transport, width, device, replicas)
 
     return Link(
-        boundary,
-        communicator("forward", boundary.destination),
-        communicator("backward", boundary.source),
-        job.encoders[boundary.source.module].trainable,
+        edge,
+        communicator("forward", gradients=False),
+        communicator("backward", gradients=True),
+        carries_gradient,
     )
 
 
-def _replicas(world: World, name: str, side: Side) -> GlooGroup | None:
-    """Join the ranks of a side that receive the same rows as this one."""
-    stage = side.grid.stage(0)
-    for group in side.replicas():
-        places = tuple(side.places[stage[index]] for index in group)
-        if world.place in places and len(places) > 1:
-            return world.join(f"{name}/replicas/{places[0]}", places)
-    return None
+def _peers(edge: RankEdge, place: int) -> tuple[int, ...]:
+    """Return whom a rank may exchange with: the side that it is not on, or both."""
+    source, destination = edge.source_places, edge.destination_places
+    found = set(destination) if place in source else set()
+    if place in destination:
+        found |= set(source)
+    return tuple(sorted(found - {place}))

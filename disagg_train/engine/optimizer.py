@@ -66,10 +66,14 @@ class ModuleOptimizer:
         self._model.scale_gradients(1.0 / max(num_target_tokens, 1))
 
     def squared_norm(self) -> float:
-        """Return the squared gradient norm of the whole module, the same on all its ranks."""
+        """Return this rank's part of the squared gradient norm: shards that it alone counts."""
+        squared = torch.zeros((), dtype=torch.float64)
         with cuda_means_cpu():
             self._optimizer.prepare_grads()
-            return float(self._optimizer.get_grad_norm()) ** 2
+            for optimizer in getattr(self._optimizer, "chained_optimizers", [self._optimizer]):
+                for grad in optimizer.get_grads_for_grad_norm():
+                    squared += grad.double().square().sum().to(squared.device)
+        return float(squared)
 
     @torch.no_grad()
     def step(self, learning_rate: float, grad_norm: float) -> None:

@@ -3,16 +3,27 @@
 Ray actors and torchrun processes both hold one of these.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 
-from disagg_train.boundary.of_job import job_boundaries, job_placement, module_grid
-from disagg_train.config.job import LANGUAGE, JobConfig
+from disagg_train.boundary.nccl import check_same_nccl
+from disagg_train.boundary.of_job import (
+    job_edges,
+    job_graph,
+    job_placement,
+    module_grid,
+    module_side,
+)
+from disagg_train.boundary.step_exchanges import Boundary, RankEdge
+from disagg_train.config.job import JobConfig
+from disagg_train.config.modules import VitModule
 from disagg_train.data.source import open_source
-from disagg_train.device import choose_device
+from disagg_train.device import check_gpu_sharing, choose_device, torch_nccl_version
 from disagg_train.engine import inspect
+from disagg_train.engine.batches import BatchMaker, EncoderBatches, LanguageBatches
 from disagg_train.engine.executor import Executor
 from disagg_train.engine.inputs import InputLoader
 from disagg_train.engine.links import open_links
@@ -37,6 +48,8 @@ class Rank:
         self._setup = setup
         self._device = choose_device(job.device)
         self._device.activate()
+        if self._device.kind == "cuda":
+            _check_nccl(job)
         cpu.install()
         self._placement = job_placement(job)
         deadline_s = job.deadlines.exchange_s
@@ -50,26 +63,37 @@ class Rank:
             raise
 
     def _build(self, job: JobConfig) -> None:
-        device, place = self._device.torch_device, self._world.place
+        device, edges = self._device.torch_device, job_edges(job)
         self._stages = self._build_stages(job, job.deadlines.exchange_s)
-        self._links = open_links(job, self._world, job_boundaries(job), device)
-        self._executor = Executor(
-            self._world, self._stages, self._links, tuple(job.modules), LANGUAGE
-        )
-        dp_ranks = {
-            name: module_grid(job, name).coordinates(self._setup.rank)["dp"]
-            for name in self._stages
-        }
-        mine = {name: link.boundary for name, link in self._links.items()}
-        self._loader = InputLoader(job, open_source(job), dp_ranks, mine, place, device)
+        self._links = open_links(job, self._world, edges, job_graph(job), device)
+        self._executor = Executor(self._world, self._stages, self._links, tuple(job.modules))
+        mine = {name: edges[name] for name in self._links}
+        self._loader = InputLoader(self._batch_makers(job, mine), mine, self._world.place)
 
     def _build_stages(self, job: JobConfig, deadline_s: float) -> dict[str, Stage]:
-        stages = {}
+        stages = []
         for name in self._placement.modules_on(self._setup.group):
-            grid = module_grid(job, name)
-            groups = make_process_groups(grid, self._device.collective_backend, deadline_s)
-            stages[name] = build_stage(name, job, groups, self._device.torch_device)
-        return stages
+            ep, backend = job.modules[name].parallel.ep, self._device.collective_backend
+            groups = make_process_groups(module_grid(job, name), ep, backend, deadline_s)
+            stages.append(build_stage(name, job, groups, self._device.torch_device))
+        return {stage.name: stage for stage in stages}
+
+    def _batch_makers(self, job: JobConfig, edges: Mapping[str, RankEdge]) -> dict[str, BatchMaker]:
+        source, rank, device = open_source(job), self._setup.rank, self._device.torch_device
+        makers: dict[str, BatchMaker] = {}
+        for stage in self._stages.values():
+            module, side = job.modules[stage.module], module_side(job, stage.module)
+            if isinstance(module, VitModule):
+                makers[stage.module] = EncoderBatches(module, side, rank, source, device)
+            else:
+                feeds = {n: e.source.module for n, e in edges.items() if isinstance(e, Boundary)}
+                makers[stage.module] = LanguageBatches(side, rank, feeds, source, device)
+        return makers
+
+    @property
+    def rank(self) -> int:
+        """This rank's number in its group."""
+        return self._setup.rank
 
     @property
     def current_op(self) -> str:
@@ -90,13 +114,13 @@ class Rank:
             return self._executor.run(self._setup.evaluation_ops, plan, inputs)
 
     def weights(self) -> dict[str, NDArray[Any]]:
-        """Return full weights by full name; only each module's first rank returns any."""
+        """Return full weights by full name, each on the first rank that holds it."""
         return inspect.full_weights(self._stages)
 
     def gradients(self) -> dict[str, NDArray[Any]]:
         """Return the last step's full gradients, as the optimizer used them (clipped).
 
-        Only each module's first rank returns any.
+        Each is returned by the first rank that holds the weight.
         """
         return inspect.full_gradients(self._stages)
 
@@ -106,3 +130,15 @@ class Rank:
         for link in self._links.values():
             link.close()
         self._world.close()
+
+
+def _check_nccl(job: JobConfig) -> None:
+    """Refuse, before anything is built, what the NCCL found cannot do.
+
+    Raises:
+        ConfigError: it cannot put several ranks on a GPU, or CuPy loaded another one than torch.
+    """
+    fewest_gpus = min(group.gpus_per_rank for group in job.groups.values())
+    check_gpu_sharing(fewest_gpus, torch_nccl_version())
+    if job.num_ranks > 1:
+        check_same_nccl()

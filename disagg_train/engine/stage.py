@@ -1,4 +1,6 @@
-"""One module on one rank. Forward keeps, per microbatch, what its backward will need.
+"""One pipeline stage of a module on one rank.
+
+Forward keeps, per microbatch, what its backward will need.
 
 Rows are ``[T, D]``: what an encoder gives the LLM, and the gradients that come back.
 """
@@ -18,6 +20,7 @@ from disagg_train.modules.cpu import cuda_means_cpu
 from disagg_train.modules.gpt import LanguageModel
 from disagg_train.modules.vit import VisionTransformer
 from disagg_train.modules.weights import initialize
+from disagg_train.schedule.graph import stage_name
 
 
 @dataclass
@@ -27,27 +30,30 @@ class _Activation:
 
 
 class Stage:
-    """Runs the forwards and backwards of a module.
+    """Runs the forwards and backwards of a pipeline stage.
 
     Args:
-        name: of the module.
+        name: of the stage.
+        module: that it is a stage of.
         model: Megatron model that takes ``(batch, inputs)``.
         groups: its process groups.
-        optimizer: changes its weights; None where it is frozen.
-        width: D of the rows it sends or receives.
+        optimizer: changes its weights; None where the module is frozen.
+        width: D of the rows that it returns.
         device: where it computes.
     """
 
     def __init__(
         self,
         name: str,
+        module: str,
         model: nn.Module,
         groups: ProcessGroupCollection,
         optimizer: ModuleOptimizer | None,
         width: int,
         device: torch.device,
     ) -> None:
-        self.name, self.model, self.groups, self.optimizer = name, model, groups, optimizer
+        self.name, self.module, self.model = name, module, model
+        self.groups, self.optimizer = groups, optimizer
         self._width, self._device = width, device
         self._activations: dict[int, _Activation] = {}
 
@@ -72,10 +78,10 @@ class Stage:
         Args:
             microbatch: names the activation until ``backward``.
             batch: what to compute on; None where this lane has nothing, and then nothing runs.
-            inputs: received rows per encoder; those that require a gradient get one.
+            inputs: received rows by name; those that require a gradient get one.
 
         Returns:
-            An encoder's rows, or the LLM's sum of token losses.
+            The stage's rows, or the LLM's sum of token losses.
         """
         if batch is None:
             self._activations[microbatch] = _Activation(None, dict(inputs))
@@ -90,10 +96,10 @@ class Stage:
 
         Args:
             microbatch: as in ``forward``.
-            grad_TD: gradient of an encoder's rows; None for the LLM, whose output is a loss.
+            grad_TD: gradient of the stage's rows; None where its output is a loss.
 
         Returns:
-            The gradient of each encoder's rows, zero where nothing depended on them.
+            The gradient of the received rows by name, zero where nothing depended on them.
         """
         kept = self._activations.pop(microbatch)
         if kept.output is not None and kept.output.requires_grad:
@@ -103,15 +109,15 @@ class Stage:
             for name, rows in kept.inputs.items()
         }
 
-    def release(self) -> None:
-        """Drop activations that no backward will use."""
-        self._activations.clear()
+    def release(self, microbatch: int) -> None:
+        """Drop the activations of a microbatch that has no backward."""
+        self._activations.pop(microbatch)
 
 
 def build_stage(
     name: str, job: JobConfig, groups: ProcessGroupCollection, device: torch.device
 ) -> Stage:
-    """Build a module on its process groups, with the weights that its names decide."""
+    """Build this rank's stage of a module, with the weights that their names decide."""
     module = job.modules[name]
     with cuda_means_cpu():
         if isinstance(module, VitModule):
@@ -121,12 +127,14 @@ def build_stage(
     model.to(device)
     initialize(name, model, job.seed, groups.tp)
     _freeze(model, job, name)
-    width = job.language.model.hidden_size
+    stage = stage_name(name, groups.pp.rank(), groups.pp.size())
+    hands_on = groups.pp.rank() < groups.pp.size() - 1
+    width = (module if hands_on else job.language).model.hidden_size
     if not module.trainable:
-        return Stage(name, model, groups, None, width, device)
+        return Stage(stage, name, model, groups, None, width, device)
     wrapped = wrap(model, groups)
     optimizer = ModuleOptimizer(wrapped, groups, job.train.optimizer)
-    return Stage(name, wrapped, groups, optimizer, width, device)
+    return Stage(stage, name, wrapped, groups, optimizer, width, device)
 
 
 def _freeze(model: nn.Module, job: JobConfig, name: str) -> None:

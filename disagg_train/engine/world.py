@@ -1,11 +1,15 @@
 """Where a rank meets the others: its group's default world, and the job-wide control group."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore
 
 from disagg_train.boundary.gloo import GlooGroup
+from disagg_train.boundary.open import open_transport
+from disagg_train.boundary.transport import Transport
+from disagg_train.boundary.watchdog import Watchdog
 from disagg_train.device import Device
 from disagg_train.engine.setup import Rendezvous
 from disagg_train.errors import BoundaryError
@@ -41,6 +45,7 @@ class World:
         self.place = placement.places(group)[rank]
         timeout = timedelta(seconds=deadline_s)
         self.store = TCPStore(rendezvous.host, rendezvous.port, is_master=False, timeout=timeout)
+        self.watchdog = Watchdog()
         self._init_default_world(timeout)
         everyone = range(placement.world_size)
         try:
@@ -65,11 +70,30 @@ class World:
             ) from None
 
     def join(self, name: str, places: tuple[int, ...]) -> GlooGroup:
-        """Open a private group among global ranks; all of them must call this."""
-        unique = f"{name}/e{self.rendezvous.epoch}"
-        return GlooGroup(unique, self.store, places, self.place, self.deadline_s)
+        """Open a private group on the CPU among global ranks; all of them must call this."""
+        return GlooGroup(self._unique(name), self.store, places, self.place, self.deadline_s)
+
+    def transport(
+        self, name: str, places: Sequence[int], peers: Sequence[int] | None = None
+    ) -> Transport:
+        """Open a way for this rank's tensors among global ranks; all of them must call this.
+
+        Args:
+            name: unique in the job; the epoch is added here.
+            places: global ranks of the members.
+            peers: members that this rank may talk to, all others where not given.
+        """
+        device, deadline_s = self.device.torch_device, self.deadline_s
+        unique = self._unique(name)
+        return open_transport(
+            unique, self.store, places, self.place, device, deadline_s, self.watchdog, peers
+        )
+
+    def _unique(self, name: str) -> str:
+        return f"{name}/e{self.rendezvous.epoch}"
 
     def close(self) -> None:
         """Leave all groups."""
+        self.watchdog.close()
         self.control.close()
         dist.destroy_process_group()

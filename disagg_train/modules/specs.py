@@ -1,5 +1,7 @@
 """Megatron configs and layer specs: Transformer Engine on GPUs, our own parts on CPUs."""
 
+from typing import Any
+
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
@@ -13,7 +15,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from torch.nn.functional import gelu, silu
 
 from disagg_train.config.modules import GptConfig, GptModule, ParallelConfig, VitConfig, VitModule
-from disagg_train.modules.attention import PackedAttention
+from disagg_train.modules.attention import CoreAttention
 from disagg_train.modules.norm import Norm
 
 
@@ -47,14 +49,41 @@ def megatron_config(model: GptConfig | VitConfig, parallel: ParallelConfig) -> T
         calculate_per_token_loss=True,
         tensor_model_parallel_size=parallel.tp,
         sequence_parallel=parallel.sequence_parallel,
+        context_parallel_size=parallel.cp,
+        pipeline_model_parallel_size=parallel.pp,
+        pipeline_dtype=torch.float32,
         params_dtype=torch.float32,
+        **_experts(model, parallel),
     )
+
+
+def _experts(model: GptConfig | VitConfig, parallel: ParallelConfig) -> dict[str, Any]:
+    """Return what Megatron is told about experts: routed as in Mixtral, none dropped.
+
+    Gloo has no uneven all-to-all, so CPUs gather all tokens of the tp * ep ranks instead; these
+    must then have equally many.
+    """
+    if not isinstance(model, GptConfig) or model.num_experts is None:
+        return {}
+    return {
+        "num_moe_experts": model.num_experts,
+        "moe_router_topk": model.experts_per_token,
+        "moe_ffn_hidden_size": model.expert_ffn_size,
+        "moe_router_pre_softmax": False,
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "none",
+        "moe_aux_loss_coeff": 0.0,
+        "moe_token_dispatcher_type": "alltoall" if torch.cuda.is_available() else "allgather",
+        "moe_grouped_gemm": False,
+        "expert_model_parallel_size": parallel.ep,
+        "expert_tensor_parallel_size": parallel.tp,
+    }
 
 
 def layer_specs(
     module: GptModule | VitModule, config: TransformerConfig
 ) -> TransformerBlockSubmodules:
-    """Return the specs of a module's layers and of its last norm.
+    """Return the specs of a stage's layers, equally many on each, and of the last norm.
 
     An encoder must say ``no_mask``: without a mask Megatron's default is causal, silently.
     """
@@ -62,20 +91,26 @@ def layer_specs(
     if isinstance(module, VitModule):
         spec.submodules.self_attention.params = {"attn_mask_type": AttnMaskType.no_mask}
     last_norm = Norm if not torch.cuda.is_available() else _te_norm()
-    return TransformerBlockSubmodules([spec] * config.num_layers, layer_norm=last_norm)
+    num_layers = config.num_layers // config.pipeline_model_parallel_size
+    return TransformerBlockSubmodules([spec] * num_layers, layer_norm=last_norm)
 
 
 def _cpu_layer(config: TransformerConfig) -> ModuleSpec:
-    spec = get_gpt_layer_local_spec(normalization=config.normalization)
+    spec = get_gpt_layer_local_spec(
+        num_experts=config.num_moe_experts,
+        moe_grouped_gemm=config.moe_grouped_gemm,
+        normalization=config.normalization,
+    )
     spec.submodules.input_layernorm = Norm
     spec.submodules.pre_mlp_layernorm = Norm
-    spec.submodules.self_attention.submodules.core_attention = PackedAttention
+    spec.submodules.self_attention.submodules.core_attention = CoreAttention
     return spec
 
 
 def _gpu_layer(config: TransformerConfig) -> ModuleSpec:
-    del config
-    return get_gpt_layer_with_transformer_engine_spec()
+    return get_gpt_layer_with_transformer_engine_spec(
+        num_experts=config.num_moe_experts, moe_grouped_gemm=config.moe_grouped_gemm
+    )
 
 
 def _te_norm() -> type:

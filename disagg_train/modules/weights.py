@@ -1,7 +1,7 @@
 """Weights by name: the same full tensors on every layout, cut into each rank's shard.
 
-A parameter's full name is its module's name and its path in the model, with layers counted
-over the whole model. (seed, full name) alone decides its initial values.
+A parameter's full name is its module's name and its path in the model, with layers and
+experts counted over the whole model. (seed, full name) alone decides its initial values.
 """
 
 import hashlib
@@ -10,20 +10,36 @@ from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
+from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
 
 def named_weights(module: str, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield (full name, parameter) of every weight of a module's local model."""
-    layers = {
-        f"{path}.": f"{path.rpartition('.')[0]}.{layer.layer_number - 1}."
-        for path, layer in model.named_modules()
-        if isinstance(layer, TransformerLayer)
-    }
+    numbers = _global_numbers(model)
     for name, parameter in model.named_parameters():
-        local = next((path for path in layers if name.startswith(path)), "")
-        yield f"{module}.{layers.get(local, '')}{name.removeprefix(local)}", parameter
+        parts = name.split(".")
+        paths = [".".join(parts[: end + 1]) for end in range(len(parts))]
+        full = (numbers.get(path, part) for path, part in zip(paths, parts, strict=True))
+        yield ".".join([module, *full]), parameter
+
+
+def _global_numbers(model: nn.Module) -> dict[str, str]:
+    """Return the number over the whole model of every layer and expert, by its local path."""
+    numbers = {}
+    for path, part in model.named_modules():
+        if isinstance(part, TransformerLayer):
+            numbers[path] = str(part.layer_number - 1)
+        if isinstance(part, MoELayer):
+            for local, number in enumerate(part.local_expert_indices):
+                numbers[f"{path}.experts.local_experts.{local}"] = str(number)
+    return numbers
+
+
+def is_expert_parallel(parameter: nn.Parameter) -> bool:
+    """Whether the parameter is of an expert that some lanes hold and others do not."""
+    return not getattr(parameter, "allreduce", True)
 
 
 def is_sharded(parameter: nn.Parameter) -> bool:

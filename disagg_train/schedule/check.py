@@ -6,14 +6,14 @@ from itertools import pairwise
 
 from disagg_train.errors import PlanError
 from disagg_train.schedule.expected import expected_ops, inputs_of
-from disagg_train.schedule.graph import ModuleGraph
+from disagg_train.schedule.graph import StageGraph
 from disagg_train.schedule.ops import Op, OpKind, Schedule
 from disagg_train.schedule.replay import Replay
 
 _SENDER_OF = {OpKind.RECV_FORWARD: OpKind.SEND_FORWARD, OpKind.RECV_BACKWARD: OpKind.SEND_BACKWARD}
 
 
-def check(schedule: Schedule, graph: ModuleGraph) -> None:
+def check(schedule: Schedule, graph: StageGraph) -> None:
     """Accept a schedule or name the first op at fault.
 
     A schedule without an ``evaluate`` op is a training step.
@@ -36,7 +36,7 @@ def check(schedule: Schedule, graph: ModuleGraph) -> None:
 
 
 def _kinds_of_ranks(
-    schedule: Schedule, graph: ModuleGraph
+    schedule: Schedule, graph: StageGraph
 ) -> dict[tuple[frozenset[str], tuple[Op, ...]], int]:
     """Return (hosted modules, op list) -> its first rank; most ranks are alike."""
     kinds: dict[tuple[frozenset[str], tuple[Op, ...]], int] = {}
@@ -59,7 +59,7 @@ def _check_complete(rank: int, ops: tuple[Op, ...], expected: list[Op]) -> None:
             raise PlanError(f"rank {rank} never runs '{op}'")
 
 
-def _check_inputs(rank: int, ops: tuple[Op, ...], graph: ModuleGraph) -> None:
+def _check_inputs(rank: int, ops: tuple[Op, ...], graph: StageGraph) -> None:
     """Every op runs after the ops of the same rank that make what it consumes."""
     place = {op: index for index, op in enumerate(ops)}
     for op in ops:
@@ -68,7 +68,7 @@ def _check_inputs(rank: int, ops: tuple[Op, ...], graph: ModuleGraph) -> None:
                 raise PlanError(f"rank {rank} runs '{op}' before '{needed}'")
 
 
-def _check_in_flight(rank: int, ops: Iterable[Op], schedule: Schedule, graph: ModuleGraph) -> None:
+def _check_in_flight(rank: int, ops: Iterable[Op], schedule: Schedule, graph: StageGraph) -> None:
     """No module holds more activations at once than the schedule declares."""
     held: dict[str, int] = defaultdict(int)
     for op in ops:
@@ -95,7 +95,7 @@ def _check_commit_point(rank: int, ops: tuple[Op, ...]) -> None:
 
 
 def _check_pairing(
-    schedule: Schedule, graph: ModuleGraph, boundary: str, send: OpKind, receive: OpKind
+    schedule: Schedule, graph: StageGraph, boundary: str, send: OpKind, receive: OpKind
 ) -> None:
     """Every sender's and every receiver's order of microbatches must be the same list."""
     edge = graph.edge(boundary)

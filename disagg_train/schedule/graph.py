@@ -1,19 +1,25 @@
-"""The module graph as schedules see it: who computes together, what feeds what."""
+"""The stage graph as schedules see it: who computes together, what feeds what."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 
+def stage_name(module: str, stage: int, num_stages: int) -> str:
+    """Return a pipeline stage's name: the module's own where it has no other stage."""
+    return module if num_stages == 1 else f"{module}.{stage}"
+
+
 @dataclass(frozen=True)
-class ModuleNode:
-    """One module.
+class StageNode:
+    """One pipeline stage of a module, or a whole module without pipeline parallelism.
 
     Args:
-        name: of the module.
+        name: of the stage (``stage_name``).
         group: actor group that hosts it; modules of one group share their ranks.
-        lanes: global ranks that run each forward and backward together (tp x cp), lane
-            by lane; together they are the module's ranks.
+        lanes: global ranks that run each forward and backward together (tp x cp, and all dp
+            ranks with them where experts span these), lane by lane; together they are the
+            stage's ranks.
         trainable: whether any of its weights is trained.
     """
 
@@ -24,53 +30,87 @@ class ModuleNode:
 
     @cached_property
     def places(self) -> frozenset[int]:
-        """Global ranks of the module."""
+        """Global ranks of the stage."""
         return frozenset(place for lane in self.lanes for place in lane)
+
+    @property
+    def module(self) -> str:
+        """The module that it is a stage of."""
+        return self.name.partition(".")[0]
 
 
 @dataclass(frozen=True)
 class Edge:
-    """A boundary: ``source`` feeds ``destination``."""
+    """A boundary or a stage link: ``source`` feeds ``destination``.
+
+    Args:
+        source: name of a stage.
+        destination: name of a stage.
+        label: name in ops, logs and errors, where it is not made of the stages' names.
+    """
 
     source: str
     destination: str
+    label: str = ""
 
     @property
     def name(self) -> str:
-        """The boundary's name in ops, logs and errors."""
-        return f"{self.source}->{self.destination}"
+        """The edge's name in ops, logs and errors."""
+        return self.label or f"{self.source}->{self.destination}"
 
 
 @dataclass(frozen=True)
-class ModuleGraph:
-    """Modules by name, and the boundaries between them.
+class StageGraph:
+    """Stages by name, and the edges between them.
 
-    The one module without an outgoing edge is the LLM.
+    The one stage without an outgoing edge is the LLM's last.
     """
 
-    nodes: Mapping[str, ModuleNode]
+    nodes: Mapping[str, StageNode]
     edges: tuple[Edge, ...] = ()
 
     @cached_property
-    def language(self) -> ModuleNode:
-        """The module at the end of every path."""
+    def last(self) -> StageNode:
+        """The stage at the end of every path: the LLM's last."""
         sources = {edge.source for edge in self.edges}
         return next(node for name, node in self.nodes.items() if name not in sources)
+
+    @cached_property
+    def language(self) -> tuple[StageNode, ...]:
+        """The LLM's stages."""
+        return tuple(n for n in self.nodes.values() if n.module == self.last.module)
 
     @cached_property
     def num_ranks(self) -> int:
         """Number of global ranks."""
         return 1 + max(place for node in self.nodes.values() for place in node.places)
 
+    @cached_property
+    def _edges(self) -> dict[str, Edge]:
+        return {edge.name: edge for edge in self.edges}
+
     def edge(self, name: str) -> Edge:
-        """Return the boundary called ``name``."""
-        return next(edge for edge in self.edges if edge.name == name)
+        """Return the edge called ``name``."""
+        return self._edges[name]
 
-    def encoders(self, group: str) -> tuple[Edge, ...]:
-        """Return the boundaries whose source sits on ``group``."""
-        return tuple(edge for edge in self.edges if self.nodes[edge.source].group == group)
+    def into(self, stage: str) -> tuple[Edge, ...]:
+        """Return the edges that feed a stage."""
+        return tuple(edge for edge in self.edges if edge.destination == stage)
 
-    def runs_backward(self, module: str) -> bool:
-        """Return whether ``module`` or anything upstream of it is trainable."""
-        upstream = (edge.source for edge in self.edges if edge.destination == module)
-        return self.nodes[module].trainable or any(self.runs_backward(m) for m in upstream)
+    def out_of(self, stage: str) -> tuple[Edge, ...]:
+        """Return the edges that a stage feeds."""
+        return tuple(edge for edge in self.edges if edge.source == stage)
+
+    def stages_of(self, place: int) -> tuple[StageNode, ...]:
+        """Return the stages that a global rank hosts, in the order of the job file."""
+        return tuple(node for node in self.nodes.values() if place in node.places)
+
+    def stages_after(self, stage: str) -> int:
+        """Return how many stages follow on the longest path to the end."""
+        following = (1 + self.stages_after(edge.destination) for edge in self.out_of(stage))
+        return max(following, default=0)
+
+    def runs_backward(self, stage: str) -> bool:
+        """Return whether ``stage`` or anything upstream of it is trainable."""
+        upstream = (edge.source for edge in self.into(stage))
+        return self.nodes[stage].trainable or any(self.runs_backward(s) for s in upstream)

@@ -46,9 +46,10 @@ class Op:
 
     Args:
         kind: what to do.
-        module: whose forward, backward, gradient sync or update; empty for transfers.
+        module: whose forward, backward, gradient sync or update: the module's name, or its
+            stage's (``language.1``) where it has several; empty for transfers.
         microbatch: which one; -1 where the op belongs to the step.
-        boundary: name of the boundary of a transfer.
+        boundary: name of the edge of a transfer: a boundary or a stage link.
     """
 
     kind: OpKind
@@ -70,7 +71,7 @@ class Schedule:
         name: of the builder, for people.
         ops: per global rank.
         num_microbatches: of every module.
-        in_flight: per module, the most microbatches between forward and backward.
+        in_flight: per stage, the most microbatches between forward and backward.
     """
 
     name: str
@@ -83,7 +84,7 @@ def update_ops(modules: list[str]) -> list[Op]:
     """Return the end of a training step: sync gradients, agree, then change weights.
 
     Args:
-        modules: the trainable modules of the rank.
+        modules: the rank's stages that train.
     """
     syncs = [Op(OpKind.GRAD_SYNC, module) for module in modules]
     steps = [Op(OpKind.OPTIMIZER_STEP, module) for module in modules]

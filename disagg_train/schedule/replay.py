@@ -4,7 +4,7 @@ from collections import defaultdict, deque
 from collections.abc import Hashable, Iterator
 
 from disagg_train.errors import PlanError
-from disagg_train.schedule.graph import ModuleGraph
+from disagg_train.schedule.graph import StageGraph
 from disagg_train.schedule.ops import Op, OpKind, Schedule
 
 
@@ -16,7 +16,7 @@ class Replay:
     included; a rank that only receives posts its next receive once the one before is done.
     """
 
-    def __init__(self, schedule: Schedule, graph: ModuleGraph) -> None:
+    def __init__(self, schedule: Schedule, graph: StageGraph) -> None:
         self.schedule, self.graph = schedule, graph
         self.position = [0] * len(schedule.ops)
         self.arrived: dict[Hashable, set[int]] = defaultdict(set)

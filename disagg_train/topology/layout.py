@@ -1,6 +1,6 @@
 """Who holds which tokens: half-open intervals of global token ids, at rows of a buffer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -56,6 +56,11 @@ class Holding:
         """Token ids, ascending."""
         return [token for span in self.spans for token in range(span.start, span.stop)]
 
+    @property
+    def intervals(self) -> list[tuple[int, int]]:
+        """Token ids as half-open intervals, ascending."""
+        return [(span.start, span.stop) for span in self.spans]
+
     def compact(self) -> "Holding":
         """Return the same tokens at rows 0, 1, 2, ... in ascending order of token id."""
         spans, row = [], 0
@@ -85,44 +90,3 @@ class Layout:
             raise PlanError(f"{len(self.places)} places for {len(self.holdings)} holdings")
         if sorted(i for group in self.replicas for i in group) != list(range(len(self.places))):
             raise PlanError(f"replica groups {self.replicas} must hold every rank exactly once")
-
-
-def shard_stream(spans: Iterable[Span], length: int, parts: int) -> tuple[Holding, ...]:
-    """Cut a stream's rows into ``parts`` contiguous shards of equal length.
-
-    Args:
-        spans: tokens at rows of the whole stream.
-        length: rows of the stream; it is padded up to a multiple of ``parts``, and the
-            padding belongs to no layout.
-        parts: number of shards (the tensor-parallel degree under sequence parallelism).
-
-    Returns:
-        One holding per shard, with rows counted from the shard's first row.
-
-    Raises:
-        PlanError: a token lies past the end of the stream.
-    """
-    spans = list(spans)
-    last = max((span.row + len(span) for span in spans), default=0)
-    if last > length:
-        raise PlanError(f"tokens reach row {last} of a stream of {length} rows")
-    shard_rows = -(-length // parts)
-    shards: list[list[Span]] = [[] for _ in range(parts)]
-    for span in spans:
-        for part in range(span.row // max(shard_rows, 1), parts):
-            first = part * shard_rows
-            low = max(span.row, first)
-            high = min(span.row + len(span), first + shard_rows)
-            if low >= high:
-                break
-            token = span.start + low - span.row
-            shards[part].append(Span(token, token + high - low, low - first))
-    return tuple(Holding.of(shard) for shard in shards)
-
-
-def stack_rows(lengths: Sequence[int]) -> list[int]:
-    """Return the first row of each of several sequences laid one after the other."""
-    rows = [0]
-    for length in lengths:
-        rows.append(rows[-1] + length)
-    return rows[:-1]

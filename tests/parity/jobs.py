@@ -1,5 +1,6 @@
 """Small jobs whose layouts are compared with one process."""
 
+from math import prod
 from typing import Any
 
 from disagg_train.config.job import JobConfig
@@ -17,7 +18,7 @@ def small_job(
     and replicas have no image.
     """
     sizes = {
-        name: degrees.get("tp", 1) * degrees.get("dp", 1)
+        name: prod(degrees.get(axis, 1) for axis in ("tp", "cp", "dp", "pp"))
         for name, degrees in (("vision", vision), ("language", language))
     }
     home = "language" if colocated else "encoders"

@@ -69,9 +69,9 @@ class PlainVlm:
         vision = _under(self.weights, "vision")
         x_PD = torch.stack(
             [
-                _linear(vision, "patch_embedding", pixels)
-                + vision["row_embedding.weight"][row]
-                + vision["column_embedding.weight"][column]
+                _linear(vision, "embedding.patch", pixels)
+                + vision["embedding.row.weight"][row]
+                + vision["embedding.column.weight"][column]
                 for pixels, row, column in self._patches(image)
             ]
         )

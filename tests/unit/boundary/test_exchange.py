@@ -1,153 +1,197 @@
-"""Exchanges of all processes together, played with numpy buffers.
+"""Exchanges of all processes together, against the oracle's buffers."""
 
-A row's value is its token id plus one going forward and plus two going back, so that zero
-means no token. Padding and text rows of a sender are NaN: whoever reads one spreads it.
-"""
+from collections.abc import Iterable
+from dataclasses import replace
 
-from collections.abc import Mapping
-
-import numpy as np
 from hypothesis import given
 
-from disagg_train.boundary.exchange import Exchange, Gather
-from tests.unit.boundary.oracle import Stream, groups, tokens_in
-from tests.unit.boundary.strategies import BoundaryCase, boundary_cases
+from disagg_train.boundary.exchange import Exchange, Rows
+from disagg_train.planner.step_plan import SampleSize, Slot, StepPlan
+from tests.unit.boundary.player import PADDING, ZERO, Exchanges, play
+from tests.unit.boundary.strategies import ENCODER, LANGUAGE, BoundaryCase, boundary_cases
 
-Exchanges = Mapping[int, Exchange]
-Arrays = dict[int, np.ndarray]
-
-
-def forward_exchanges(case: BoundaryCase) -> Exchanges:
-    routes = case.layouts.routes()
-    return {place: case.layouts.forward(place, routes) for place in case.places}
+Messages = tuple[tuple[int, Rows], ...]
 
 
-def backward_exchanges(case: BoundaryCase) -> Exchanges:
-    routes = case.layouts.routes()
-    return {place: case.layouts.backward(place, routes) for place in case.places}
+def both_ways(case: BoundaryCase) -> tuple[Exchanges, Exchanges]:
+    return case.forward, case.backward
 
 
-def play(exchanges: Exchanges, sending: Arrays) -> Arrays:
-    """Carry out every process's part and return the filled buffers."""
-    posted = {
-        (place, peer): sending[place][list(rows)]
-        for place, exchange in exchanges.items()
-        for peer, rows in exchange.sends
-    }
-    filled = {place: _receive(place, e, sending, posted) for place, e in exchanges.items()}
-    assert not posted, f"messages that nobody received: {sorted(posted)}"
-    return {place: _gathered(place, e.gather, filled) for place, e in exchanges.items()}
+def rows_in(messages: Messages) -> int:
+    return sum(len(rows) for _, rows in messages)
 
 
-def _receive(
-    place: int, exchange: Exchange, sending: Arrays, posted: dict[tuple[int, int], np.ndarray]
-) -> np.ndarray:
-    buffer = np.zeros(exchange.num_rows)
-    for peer, rows in exchange.receives:
-        message = posted.pop((peer, place))
-        assert len(message) == len(rows)
-        buffer[list(rows)] = message
-    read, write = exchange.local
-    if read:
-        buffer[list(write)] = sending[place][list(read)]
-    return buffer
-
-
-def _gathered(place: int, gather: Gather | None, filled: Arrays) -> np.ndarray:
-    complete = filled[place].copy()
-    if gather is not None:
-        for replica, rows in zip(gather.places, gather.shares, strict=True):
-            complete[list(rows)] = filled[replica][list(rows)]
-    return complete
-
-
-def values(stream: Stream, plus: int) -> np.ndarray:
-    return np.array([np.nan if token is None else token + plus for token in stream])
+def written(exchange: Exchange) -> list[int]:
+    """Return the rows that a process fills, once for each time that it does."""
+    incoming = exchange.receives + exchange.handed
+    return [row for _, rows in incoming for row in rows] + list(exchange.local[1])
 
 
 @given(boundary_cases())
 def test_every_destination_rank_ends_with_exactly_its_tokens_in_ascending_order(
     case: BoundaryCase,
 ) -> None:
-    sending = {place: values(stream, 1) for place, stream in case.held.items()}
-    arrived = play(forward_exchanges(case), sending)
-    for place in case.places:
-        expected = sorted(tokens_in(case.needed.get(place, [])))
-        np.testing.assert_array_equal(arrived[place], np.array(expected) + 1.0)
+    sending = {
+        place: [PADDING if token is None else token for token in stream]
+        for place, stream in case.held.items()
+    }
+    arrived = play(case.forward, sending)
+    assert arrived == {place: sorted(case.needed_by(place)) for place in case.places}
 
 
 @given(boundary_cases())
 def test_every_source_rank_ends_with_its_tokens_gradients_and_zero_elsewhere(
     case: BoundaryCase,
 ) -> None:
-    sending = {
-        place: np.array(sorted(tokens_in(stream))) + 2.0 for place, stream in case.needed.items()
+    sending = {place: sorted(case.needed_by(place)) for place in case.needed}
+    arrived = play(case.backward, sending)
+    assert arrived == {
+        place: [t if t in case.payload else ZERO for t in case.held.get(place, [])]
+        for place in case.places
     }
-    needed = set().union(*(tokens_in(stream) for stream in case.needed.values()))
-    arrived = play(backward_exchanges(case), sending)
+
+
+@given(boundary_cases())
+def test_received_local_and_handed_rows_fill_each_row_of_a_token_once(case: BoundaryCase) -> None:
     for place in case.places:
-        expected = [token + 2.0 if token in needed else 0.0 for token in case.held.get(place, [])]
-        np.testing.assert_array_equal(arrived[place], np.array(expected))
+        there, back = written(case.forward[place]), written(case.backward[place])
+        assert sorted(there) == list(range(case.forward[place].num_rows))
+        assert case.forward[place].num_filled == len(there)
+        assert case.backward[place].num_filled == len(back)
+        stream = case.held.get(place, [])
+        assert sorted(back) == [row for row, token in enumerate(stream) if token in case.payload]
+
+
+@given(boundary_cases())
+def test_a_process_copies_what_it_holds_itself_and_takes_only_the_rest(case: BoundaryCase) -> None:
+    for place in case.places:
+        held, needed = case.held_by(place), case.needed_by(place)
+        there, back = case.forward[place], case.backward[place]
+        assert len(there.local[1]) == len(back.local[1]) == len(held & needed)
+        assert rows_in(there.receives + there.handed) == len(needed - held)
+        assert rows_in(back.receives + back.handed) == len((held & case.payload) - needed)
 
 
 @given(boundary_cases())
 def test_backward_messages_are_the_transpose_of_forward_messages(case: BoundaryCase) -> None:
-    there, back = forward_exchanges(case), backward_exchanges(case)
     for place in case.places:
-        assert lengths(back[place].sends) == lengths(there[place].receives)
-        assert lengths(back[place].receives) == lengths(there[place].sends)
+        there, back = case.forward[place], case.backward[place]
+        assert by_peer(back.sends) == by_peer(there.receives)
+        assert by_peer(back.receives) == by_peer(there.sends)
+        assert copies(back.local) == {(write, read) for read, write in copies(there.local)}
 
 
-def lengths(messages: tuple[tuple[int, tuple[int, ...]], ...]) -> dict[int, int]:
+def by_peer(messages: Messages) -> dict[int, Rows]:
     assert len(dict(messages)) == len(messages), "more than one message for a peer"
-    return {peer: len(rows) for peer, rows in messages}
+    return dict(messages)
+
+
+def copies(local: tuple[Rows, Rows]) -> set[tuple[int, int]]:
+    return set(zip(*local, strict=True))
 
 
 @given(boundary_cases())
 def test_no_process_sends_a_message_to_itself_or_an_empty_one(case: BoundaryCase) -> None:
-    for exchanges in (forward_exchanges(case), backward_exchanges(case)):
-        for place, exchange in exchanges.items():
-            for peer, rows in exchange.sends + exchange.receives:
+    for exchanges in both_ways(case):
+        for place, e in exchanges.items():
+            for peer, rows in e.sends + e.receives + e.hands_on + e.handed:
                 assert peer != place
                 assert rows
 
 
-@given(boundary_cases(disjoint=True))
+@given(boundary_cases())
+def test_both_ends_of_a_message_agree_on_its_rows(case: BoundaryCase) -> None:
+    for exchanges in both_ways(case):
+        sent = {(p, peer): len(rows) for p, e in exchanges.items() for peer, rows in e.sends}
+        received = {(peer, p): len(rows) for p, e in exchanges.items() for peer, rows in e.receives}
+        assert sent == received
+        given_on = {(p, peer): len(rows) for p, e in exchanges.items() for peer, rows in e.hands_on}
+        handed = {(peer, p): len(rows) for p, e in exchanges.items() for peer, rows in e.handed}
+        assert given_on == handed
+
+
+@given(boundary_cases())
+def test_rows_are_handed_on_between_replicas_only(case: BoundaryCase) -> None:
+    for exchanges, groups in ((case.forward, case.receivers), (case.backward, case.senders)):
+        for place, exchange in exchanges.items():
+            replicas = next((group for group in groups if place in group), ())
+            assert {peer for peer, _ in exchange.hands_on + exchange.handed} <= set(replicas)
+
+
+@given(boundary_cases(shared="none"))
 def test_between_disjoint_sides_the_wire_carries_the_payload_once_each_way(
     case: BoundaryCase,
 ) -> None:
-    payload = len(set().union(*(tokens_in(stream) for stream in case.needed.values())))
-    for exchanges in (forward_exchanges(case), backward_exchanges(case)):
-        assert sum(exchange.num_sent for exchange in exchanges.values()) == payload
-        assert sum(exchange.num_received for exchange in exchanges.values()) == payload
-        assert all(exchange.local == ((), ()) for exchange in exchanges.values())
+    for exchanges in both_ways(case):
+        assert sum(e.num_sent for e in exchanges.values()) == len(case.payload)
+        assert sum(e.num_received for e in exchanges.values()) == len(case.payload)
+        assert all(e.local == ((), ()) for e in exchanges.values())
 
 
 @given(boundary_cases())
-def test_replicas_agree_on_their_gather(case: BoundaryCase) -> None:
-    for exchanges, receiving in (
-        (forward_exchanges(case), groups(case.destination, 0)),
-        (backward_exchanges(case), groups(case.source, case.source.grid.pp - 1)),
-    ):
-        for group in receiving:
-            parts = [exchanges[place].gather for place in group]
-            assert all(part == parts[0] for part in parts)
-            assert (parts[0] is None) == (len(group) == 1)
-
-
-@given(boundary_cases())
-def test_an_exchange_is_empty_iff_neither_the_process_nor_its_replicas_take_part(
+def test_the_wire_carries_each_token_once_unless_its_two_groups_share_a_process(
     case: BoundaryCase,
 ) -> None:
-    routes = case.layouts.routes()
-    busy = {route.source for route in routes} | {route.destination for route in routes}
-    for place, exchange in forward_exchanges(case).items():
-        replicas = next((g for g in groups(case.destination, 0) if place in g), (place,))
-        gathers = any(route.destination in replicas for route in routes)
-        assert exchange.is_empty == (place not in busy and not gathers)
+    crossing = 0
+    for receivers in case.receivers:
+        for senders in case.senders:
+            if not set(senders) & set(receivers):
+                crossing += len(case.held_by(senders[0]) & case.needed_by(receivers[0]))
+    for exchanges in both_ways(case):
+        assert sum(e.num_sent for e in exchanges.values()) == crossing
+        assert sum(e.num_received for e in exchanges.values()) == crossing
+
+
+@given(boundary_cases())
+def test_replicas_share_what_they_send_and_what_they_receive_within_one_token(
+    case: BoundaryCase,
+) -> None:
+    for exchanges, sending, receiving in (
+        (case.forward, case.senders, case.receivers),
+        (case.backward, case.receivers, case.senders),
+    ):
+        for group in sending:
+            assert differ_by_at_most_one(exchanges[place].num_sent for place in group)
+        for group in receiving:
+            assert differ_by_at_most_one(exchanges[place].num_received for place in group)
+
+
+def differ_by_at_most_one(loads: Iterable[int]) -> bool:
+    counts = list(loads)
+    return max(counts) - min(counts) <= 1
+
+
+@given(boundary_cases(shared="all"))
+def test_a_colocated_boundary_of_equal_layouts_moves_nothing_between_processes(
+    case: BoundaryCase,
+) -> None:
+    for exchanges in both_ways(images_only(case)):
+        for e in exchanges.values():
+            assert not (e.sends or e.receives or e.hands_on or e.handed)
+
+
+def images_only(case: BoundaryCase) -> BoundaryCase:
+    """Return a boundary onto the source's own ranks, of sequences that are one image each."""
+    counts = [sample.tokens(ENCODER) for sample in case.plan.samples]
+    sizes = tuple(SampleSize(i, n, 0, {ENCODER: (Slot(0, n),)}) for i, n in enumerate(counts))
+    lanes = case.plan.assignment[ENCODER]
+    grid = replace(case.source.grid, pp=1)
+    source = replace(case.source, grid=grid, places=case.source.places[: grid.size])
+    plan = StepPlan(0, sizes, {ENCODER: lanes, LANGUAGE: lanes})
+    return BoundaryCase(plan, source, replace(source, module=LANGUAGE), case.microbatch)
+
+
+@given(boundary_cases())
+def test_an_exchange_is_empty_iff_the_process_neither_sends_nor_takes_a_token(
+    case: BoundaryCase,
+) -> None:
+    senders = {route.source for route in case.routes if not route.is_local}
+    for place, exchange in case.forward.items():
+        assert exchange.is_empty == (place not in senders and not case.needed_by(place))
 
 
 def test_a_process_outside_the_boundary_has_nothing_to_do() -> None:
     assert Exchange().is_empty
     assert Exchange(num_rows=3).is_empty
-    assert not Exchange(gather=Gather((0, 1), ((), (4,)))).is_empty
+    assert not Exchange(hands_on=((1, (4,)),)).is_empty
+    assert not Exchange(handed=((1, (4,)),)).is_empty

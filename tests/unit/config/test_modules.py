@@ -92,3 +92,65 @@ def test_a_frozen_llm_trains_nothing() -> None:
 def test_divisors_are_all_numbers_that_divide(number: int) -> None:
     assert [number // d for d in reversed(divisors(number))] == divisors(number)
     assert all(number % d for d in set(range(1, number + 1)) - set(divisors(number)))
+
+
+EXPERTS = ("modules.language.model.num_experts=4", "modules.language.parallel.sp=true")
+
+
+def test_experts_are_as_wide_as_the_layer_unless_told_otherwise() -> None:
+    assert load_job(JOB, EXPERTS).language.model.expert_ffn_size == 256
+    told = [*EXPERTS, "modules.language.model.expert_ffn_hidden_size=48"]
+    assert load_job(JOB, told).language.model.expert_ffn_size == 48
+
+
+@pytest.mark.parametrize("lanes", [{"dp": 6}, {"dp": 2, "cp": 3}])
+def test_expert_parallelism_regroups_the_lanes_and_adds_no_rank(lanes: dict[str, int]) -> None:
+    assert [ParallelConfig(ep=ep, **lanes).num_ranks for ep in (1, 2, 3, 6)] == [6, 6, 6, 6]
+
+
+def test_experts_that_cannot_be_shared_over_the_lanes_are_refused() -> None:
+    assert refusal(*EXPERTS, "modules.language.parallel.ep=4") == (
+        "modules.language.parallel: ep=4 does not divide dp*cp = 2*1 = 2; use one of [1, 2]"
+    )
+
+
+def test_experts_that_cannot_be_shared_evenly_are_refused() -> None:
+    degrees = ["modules.language.parallel={dp: 4, ep: 4}", "modules.language.model.num_experts=6"]
+    assert refusal(*degrees) == (
+        "modules.language: ep=4 does not divide num_experts=6; use ep one of [1, 2]"
+    )
+
+
+def test_expert_parallelism_without_experts_is_refused() -> None:
+    assert refusal("modules.language.parallel.ep=2") == (
+        "modules.language: ep=2, but the model has no experts; set model.num_experts or use ep: 1"
+    )
+    assert refusal("modules.vision.parallel.ep=2") == (
+        "modules.vision: ep=2, but the model has no experts; use ep: 1"
+    )
+
+
+def test_a_width_of_experts_without_experts_is_refused() -> None:
+    assert refusal("modules.language.model.expert_ffn_hidden_size=48") == (
+        "modules.language.model: expert_ffn_hidden_size=48, but there are no experts; "
+        "set num_experts or use ffn_hidden_size"
+    )
+
+
+def test_more_experts_per_token_than_experts_are_refused() -> None:
+    assert refusal(*EXPERTS, "modules.language.model.experts_per_token=5") == (
+        "modules.language.model: experts_per_token=5 is more than num_experts=4; use at most 4"
+    )
+
+
+def test_experts_over_several_tp_ranks_need_sequence_parallelism() -> None:
+    assert refusal(EXPERTS[0]) == (
+        "modules.language: num_experts=4 with tp=2 needs sequence parallelism; "
+        "set parallel.sp: true or tp: 1"
+    )
+
+
+def test_experts_that_tp_does_not_cut_evenly_are_refused() -> None:
+    assert refusal(*EXPERTS, "modules.language.model.expert_ffn_hidden_size=25") == (
+        "modules.language: tp=2 does not divide expert_ffn_hidden_size=25; use tp one of [1, 5, 25]"
+    )

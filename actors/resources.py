@@ -1,0 +1,100 @@
+"""What ranks take of a cluster, and how many of them fit. Knows no Ray."""
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import floor
+
+from disagg_train.config.job import JobConfig
+from disagg_train.errors import ConfigError
+
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one rank takes of the cluster, and what its process is told.
+
+    Args:
+        gpus: part of a GPU; 0 on CPUs.
+        cpus: CPUs.
+        environment: variables set before torch and NCCL load.
+    """
+
+    gpus: float
+    cpus: float
+    environment: tuple[tuple[str, str], ...] = ()
+
+    def bundle(self) -> dict[str, float]:
+        """Return the resources as a placement group's bundle."""
+        return {"GPU": self.gpus, "CPU": self.cpus} if self.gpus else {"CPU": self.cpus}
+
+
+ByGroup = Mapping[str, Resources]
+
+
+def rank_resources(job: JobConfig, total: Mapping[str, float]) -> tuple[ByGroup, str]:
+    """Return what a rank of each group takes, and a note where `auto` passes over GPUs.
+
+    Args:
+        job: the job.
+        total: the cluster's resources, as Ray counts them.
+
+    Raises:
+        ConfigError: the job asks for GPUs and the cluster has none.
+    """
+    num_gpus = total.get("GPU", 0.0)
+    if job.device == "cuda" and not num_gpus:
+        raise ConfigError("device: cuda, but the cluster has no GPU; set device: cpu or auto")
+    if job.device == "cpu" or not num_gpus:
+        return dict.fromkeys(job.groups, _on_cpus(num_gpus)), ""
+    reason = _reason_for_cpus(job, num_gpus) if job.device == "auto" else ""
+    if reason:
+        note = f"{reason}, so all ranks run on CPUs; set device: cuda to insist on GPUs"
+        return dict.fromkeys(job.groups, _on_cpus(num_gpus)), note
+    environment = _gpu_environment(job)
+    found = {
+        name: Resources(group.gpus_per_rank, 1.0, environment) for name, group in job.groups.items()
+    }
+    return found, ""
+
+
+def _reason_for_cpus(job: JobConfig, num_gpus: float) -> str:
+    needed = sum(group.ranks * group.gpus_per_rank for group in job.groups.values())
+    if needed > num_gpus + _ROUNDING and job.fallback is None:
+        return f"the groups need {needed:g} GPUs and the cluster has {num_gpus:g}"
+    if job.num_ranks > 1 and importlib.util.find_spec("cupy") is None:
+        return "CuPy is not installed, which connects ranks on GPUs"
+    return ""
+
+
+def _on_cpus(num_gpus: float) -> Resources:
+    """Keep the ranks off GPUs that the cluster has but the job does not use."""
+    environment = (("DISAGG_TRAIN_FORCE_CPU", "1"),) if num_gpus else ()
+    return Resources(0.0, 1.0, environment)
+
+
+def _gpu_environment(job: JobConfig) -> tuple[tuple[str, str], ...]:
+    """Return what NCCL must be told: all members of a communicator, or none."""
+    variables = [("NCCL_LAUNCH_ORDER_IMPLICIT", "1")]
+    if any(group.gpus_per_rank < 1 for group in job.groups.values()):
+        variables.append(("NCCL_MULTI_RANK_GPU_ENABLE", "1"))
+    return tuple(variables)
+
+
+def capacity(job: JobConfig, resources: ByGroup, total: Mapping[str, float]) -> int:
+    """Return how many of the job's ranks the cluster has room for once nothing else runs there.
+
+    All of them where the groups fit side by side, else as many as the LLM's group could have
+    alone, but at least one less than the job asks for.
+    """
+    cpus = sum(group.ranks * resources[name].cpus for name, group in job.groups.items())
+    gpus = sum(group.ranks * resources[name].gpus for name, group in job.groups.items())
+    room_cpus, room_gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    if cpus <= room_cpus + _ROUNDING and gpus <= room_gpus + _ROUNDING:
+        return job.num_ranks
+    one = resources[job.language.group]
+    alone = floor(room_cpus / one.cpus + _ROUNDING)
+    if one.gpus:
+        alone = min(alone, floor(room_gpus) * floor(1 / one.gpus + _ROUNDING))
+    return min(alone, job.num_ranks - 1)

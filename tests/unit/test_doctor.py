@@ -1,0 +1,21 @@
+"""What the doctor says of NCCL, where torch and CuPy both bring one."""
+
+import pytest
+
+from disagg_train import doctor
+from disagg_train.boundary import nccl
+from tests.unit.boundary.fake_nccl import install
+
+
+@pytest.mark.parametrize(("version", "well"), [(23007, True), (22809, False)])
+def test_two_different_nccls_are_found(
+    monkeypatch: pytest.MonkeyPatch, version: int, well: bool
+) -> None:
+    install(monkeypatch, version)
+    monkeypatch.setattr(nccl, "torch_nccl_version", lambda: (2, 30, 7))
+    finding = doctor._same_nccl("2.30.7")
+    assert (finding.fix == "") is well
+    if well:
+        assert finding.state == "torch and CuPy have 2.30.7"
+    else:
+        assert "uninstall" in finding.fix
