@@ -8,7 +8,7 @@ import pytest
 if TYPE_CHECKING:
     from actors.pool import ActorPool
 
-_MOST_RANKS = 6
+_MOST_RANKS = 8
 _FREE = 4  # for the tests that start actors of their own
 
 

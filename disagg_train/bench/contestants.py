@@ -67,7 +67,9 @@ class Ours:
 
     def forward(self) -> None:
         """Carry activations, and let the destination's replicas gather."""
-        self._let_go(self.activations, self._carry(self.activations, self._forward, self._is_source))
+        self._let_go(
+            self.activations, self._carry(self.activations, self._forward, self._is_source)
+        )
 
     def backward(self) -> None:
         """Carry gradients, and let the source's replicas gather."""

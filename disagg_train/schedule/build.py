@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from disagg_train.schedule.colocated import colocated
-from disagg_train.schedule.graph import StageGraph, StageNode
-from disagg_train.schedule.one_f_one_b import forwards, one_f_one_b, receives
+from disagg_train.schedule.graph import Edge, StageGraph, StageNode
+from disagg_train.schedule.one_f_one_b import forwards, transfers, upstream
 from disagg_train.schedule.ops import Op, OpKind, Schedule, update_ops
 
 
@@ -24,25 +24,22 @@ def training_schedule(graph: StageGraph, num_microbatches: int, window: int) -> 
         return ops + update_ops([stage.name for stage in stages if stage.trainable])
 
     in_flight = {
-        node.name: window
-        if windows and node in _encoders(graph) and node.group == graph.last.group
-        else min(warmup(graph, node) + 1, num_microbatches)
+        node.name: min(_most_in_flight(graph, node, window), num_microbatches)
         for node in graph.nodes.values()
     }
     name = f"colocated, windows of {window}" if windows else "1f1b"
     return Schedule(name, _per_rank(graph, ops_of), num_microbatches, in_flight)
 
 
-def warmup(graph: StageGraph, stage: StageNode) -> int:
-    """Return how many forwards a stage runs before it alternates.
-
-    One per stage that follows. Modules that share a group without the LLM run in one order on
-    all its ranks, since they may compute together there, so they warm up alike.
-    """
-    here = [node for node in graph.nodes.values() if node.group == stage.group]
-    if stage in graph.language or len({node.module for node in here}) == 1:
-        return graph.stages_after(stage.name)
-    return max(graph.stages_after(node.name) for node in here)
+def _most_in_flight(graph: StageGraph, stage: StageNode, window: int) -> int:
+    """Return how many microbatches a stage holds at most between forward and backward."""
+    if stage in graph.language:
+        return min(graph.stages_after(stage.name) + 1, window)
+    if stage.group == graph.last.group:
+        return window
+    first = graph.language[0]
+    away = graph.stages_after(stage.name) - graph.stages_after(first.name)
+    return _most_in_flight(graph, first, window) + away
 
 
 def evaluation_schedule(graph: StageGraph, num_microbatches: int) -> Schedule:
@@ -58,9 +55,8 @@ def evaluation_schedule(graph: StageGraph, num_microbatches: int) -> Schedule:
             ops += forwards(graph, encoders, microbatch)
             for stage in stages:
                 if stage in graph.language:
-                    ops += [
-                        op for op in receives(graph, stage.name, microbatch) if _outer(graph, op)
-                    ]
+                    outer = [e for e in graph.into(stage.name) if _is_outer(graph, e)]
+                    ops += transfers(OpKind.RECV_FORWARD, outer, microbatch)
                     ops.append(Op(OpKind.EVALUATE, stage.name, microbatch))
         return ops
 
@@ -80,12 +76,13 @@ def _passes(
     encoders = [stage.name for stage in stages if stage not in graph.language]
     if language:
         return colocated(graph, encoders, language[0], num_microbatches, window)
-    return one_f_one_b(graph, encoders, range(num_microbatches), warmup(graph, stages[0]))
+    first = colocated(graph, [], graph.language[0].name, num_microbatches, window)
+    return upstream(graph, encoders, first)
 
 
-def _outer(graph: StageGraph, op: Op) -> bool:
-    """Whether an op's edge comes from outside the LLM."""
-    return graph.nodes[graph.edge(op.boundary).source] not in graph.language
+def _is_outer(graph: StageGraph, edge: Edge) -> bool:
+    """Whether an edge comes from outside the LLM."""
+    return graph.nodes[edge.source] not in graph.language
 
 
 def _per_rank(

@@ -6,13 +6,23 @@ A window runs the colocated encoders' forwards, then the LLM's 1F1B, then the en
 backwards. One window of all microbatches is the three-phase schedule of the paper; smaller
 windows hold fewer activations. Encoders run on all ranks of the group, also where the LLM
 has several stages.
+
+Rows pass between the colocated modules in the encoders' phases. Were they taken or given
+within the LLM's phase, a rank still busy with encoders and one already in the LLM could
+wait for each other for ever.
 """
 
 from collections.abc import Sequence
 
-from disagg_train.schedule.graph import StageGraph
-from disagg_train.schedule.one_f_one_b import backwards, forwards, one_f_one_b
-from disagg_train.schedule.ops import Op
+from disagg_train.schedule.graph import Edge, StageGraph
+from disagg_train.schedule.one_f_one_b import (
+    backwards,
+    forwards,
+    one_f_one_b,
+    trained,
+    transfers,
+)
+from disagg_train.schedule.ops import Op, OpKind
 
 
 def colocated(
@@ -31,13 +41,27 @@ def colocated(
         num_microbatches: of the step.
         window: microbatches whose encoder activations are held at once.
     """
-    warmup = graph.stages_after(language)
+    within = _edges_within(graph, language)
+    given_back = trained(graph, within)
     ops: list[Op] = []
     for first in range(0, num_microbatches, window):
         microbatches = range(first, min(first + window, num_microbatches))
         for microbatch in microbatches:
             ops += forwards(graph, encoders, microbatch)
-        ops += one_f_one_b(graph, [language], microbatches, warmup)
+            ops += transfers(OpKind.RECV_FORWARD, within, microbatch)
+        ops += one_f_one_b(graph, language, microbatches, apart=within)
         for microbatch in microbatches:
+            ops += transfers(OpKind.SEND_BACKWARD, given_back, microbatch)
             ops += backwards(graph, encoders, microbatch)
     return ops
+
+
+def _edges_within(graph: StageGraph, language: str) -> list[Edge]:
+    """Return the edges into a stage of the LLM from encoders of its own group."""
+    group = graph.last.group
+    return [
+        edge
+        for edge in graph.into(language)
+        if graph.nodes[edge.source].group == group
+        and graph.nodes[edge.source] not in graph.language
+    ]

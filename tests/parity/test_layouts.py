@@ -1,5 +1,8 @@
 """Every layout trains the same model as one process: ten steps, by ``verify``."""
 
+from dataclasses import dataclass, field
+from typing import Any
+
 import pytest
 
 from actors.cluster import fit
@@ -11,46 +14,109 @@ pytestmark = pytest.mark.ray
 
 _STEPS = 10
 
-_DISJOINT = [
-    ({"dp": 2}, {"tp": 2, "sp": True}),
-    ({"dp": 1}, {"dp": 2}),
-    ({"dp": 2}, {"dp": 1}),
-    ({"tp": 2}, {"tp": 2}),
-    ({"dp": 3}, {"dp": 2}),
-    ({"tp": 2, "sp": True}, {"tp": 2, "sp": True}),
-]
-_COLOCATED = [
-    ({"dp": 4}, {"tp": 2, "dp": 2}, 3),
-    ({"dp": 4}, {"tp": 2, "dp": 2}, 1),
-    ({"tp": 4}, {"dp": 4}, 3),
-]
+
+@dataclass(frozen=True)
+class Pair:
+    """Two layouts, and what else is special about the job."""
+
+    vision: Degrees
+    language: Degrees
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        words = [_label(self.vision), _label(self.language)]
+        for name, value in self.more.items():
+            words.append(f"{name}_{_label(value)}" if isinstance(value, dict) else f"{name}{value}")
+        return "-".join(words)
 
 
 def _label(degrees: Degrees) -> str:
     return "".join(f"{axis}{'' if size is True else size}" for axis, size in degrees.items())
 
 
-@pytest.mark.parametrize(
-    ("vision", "language"), _DISJOINT, ids=[f"{_label(v)}-{_label(g)}" for v, g in _DISJOINT]
-)
-def test_disjoint_layouts_train_the_same_model(
-    pool: ActorPool, vision: Degrees, language: Degrees
-) -> None:
-    parity = Trainer(small_job(vision, language)).verify(_STEPS, pool)
-    assert parity.ok, parity
+_SP = {"tp": 2, "sp": True}
+_DISJOINT = [
+    Pair({"dp": 2}, _SP),
+    Pair({"dp": 1}, {"dp": 2}),
+    Pair({"dp": 2}, {"dp": 1}),
+    Pair({"tp": 2}, {"tp": 2}),
+    Pair({"dp": 3}, {"dp": 2}),
+    Pair(_SP, _SP),
+    Pair({"dp": 2}, {"cp": 2}),
+    Pair({"cp": 2}, {"cp": 2}),
+    Pair({"cp": 2}, _SP),
+    Pair({"cp": 3}, {"cp": 2, "dp": 2}),
+    Pair({"tp": 2}, {"cp": 2, "tp": 2, "sp": True}),
+    Pair({"pp": 2}, {"cp": 2}),
+    Pair({"cp": 2}, {"pp": 2}),
+    Pair({"pp": 2}, {"pp": 2, "tp": 2, "sp": True}),
+    Pair({"dp": 2}, {"ep": 2, "dp": 2}, {"num_experts": 4}),
+    Pair({"tp": 2}, {"ep": 2, "cp": 2}, {"num_experts": 4}),
+]
+_PADDED = [
+    Pair({"dp": 2}, {"dp": 2}, {"packed": False}),
+    Pair({"dp": 2}, {"cp": 2, "tp": 2, "sp": True}, {"packed": False}),
+    Pair({"cp": 2}, {"pp": 2, "cp": 2}, {"packed": False}),
+    Pair({"dp": 1}, {"ep": 2, "dp": 2, "tp": 2, "sp": True}, {"packed": False, "num_experts": 4}),
+]
+_COLOCATED = [
+    Pair({"dp": 4}, {"tp": 2, "dp": 2}, {"window": 3}),
+    Pair({"dp": 4}, {"tp": 2, "dp": 2}, {"window": 1}),
+    Pair({"tp": 4}, {"dp": 4}, {"window": 3}),
+    Pair({"cp": 2, "tp": 2}, {"tp": 2, "cp": 2, "sp": True}, {"window": 2}),
+    Pair({"dp": 4}, {"pp": 2, "tp": 2}, {"window": 2}),
+    Pair({"pp": 2, "dp": 2}, {"cp": 4}, {"window": 3}),
+]
+_TWO_ENCODERS = [
+    Pair({"dp": 2}, {"tp": 2}, {"audio": {"dp": 1}}),
+    Pair({"dp": 2, "tp": 2}, {"cp": 2, "tp": 2, "sp": True}, {"audio": {"cp": 2}}),
+    Pair({"tp": 2, "dp": 2}, {"pp": 2, "dp": 2}, {"audio": {"pp": 2}, "window": 2}),
+]
+_EIGHT_RANKS = [
+    Pair({"tp": 2, "cp": 2}, {"pp": 2, "cp": 2}, {"num_layers": 4}),
+    Pair({"dp": 3}, {"tp": 4, "sp": True}),
+    Pair({"tp": 2, "sp": True, "pp": 2}, {"dp": 2, "cp": 2}),
+    Pair({"dp": 3, "pp": 1}, {"pp": 2, "tp": 2, "sp": True}),
+]
+_COLOCATED_EIGHT = [
+    Pair({"tp": 2, "cp": 2, "dp": 2}, {"tp": 2, "cp": 2, "pp": 2, "sp": True}, {"window": 2}),
+    Pair({"dp": 8}, {"tp": 2, "sp": True, "dp": 4, "ep": 4}, {"num_experts": 4}),
+]
 
 
-@pytest.mark.parametrize(
-    ("vision", "language", "window"),
-    _COLOCATED,
-    ids=[f"{_label(v)}-{_label(g)}-window{w}" for v, g, w in _COLOCATED],
-)
-def test_colocated_layouts_train_the_same_model(
-    pool: ActorPool, vision: Degrees, language: Degrees, window: int
-) -> None:
-    job = small_job(vision, language, colocated=True, window=window)
+def _verified(pool: ActorPool, pair: Pair, colocated: bool) -> None:
+    job = small_job(pair.vision, pair.language, colocated=colocated, **pair.more)
     parity = Trainer(job).verify(_STEPS, pool)
     assert parity.ok, parity
+
+
+@pytest.mark.parametrize("pair", _DISJOINT + _PADDED, ids=str)
+def test_disjoint_layouts_train_the_same_model(pool: ActorPool, pair: Pair) -> None:
+    _verified(pool, pair, colocated=False)
+
+
+@pytest.mark.parametrize("pair", _COLOCATED, ids=str)
+def test_colocated_layouts_train_the_same_model(pool: ActorPool, pair: Pair) -> None:
+    _verified(pool, pair, colocated=True)
+
+
+@pytest.mark.parametrize("pair", _TWO_ENCODERS, ids=str)
+def test_vision_on_the_llms_ranks_and_audio_on_its_own_train_the_same_model(
+    pool: ActorPool, pair: Pair
+) -> None:
+    _verified(pool, pair, colocated=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", _EIGHT_RANKS, ids=str)
+def test_layouts_of_up_to_eight_ranks_train_the_same_model(pool: ActorPool, pair: Pair) -> None:
+    _verified(pool, pair, colocated=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", _COLOCATED_EIGHT, ids=str)
+def test_eight_colocated_ranks_train_the_same_model(pool: ActorPool, pair: Pair) -> None:
+    _verified(pool, pair, colocated=True)
 
 
 def test_a_job_that_fell_back_to_colocated_trains_the_same_model(pool: ActorPool) -> None:

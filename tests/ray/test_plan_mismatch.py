@@ -1,7 +1,7 @@
 """Ranks that hold different plans find out before a byte moves."""
 
 import pytest
-from torch.distributed import TCPStore
+from torch.distributed import Store
 
 from disagg_train.engine.agreement import check_same_plan
 from disagg_train.errors import PlanError
@@ -16,7 +16,7 @@ def _plan(tokens: int) -> StepPlan:
     return StepPlan(4, (SampleSize(0, tokens, 1),), {"language": in_order(1, 1, 1)})
 
 
-def _message(place: int, store: TCPStore, odd: int | None) -> str:
+def _message(place: int, store: Store, odd: int | None) -> str:
     plan = _plan(9 if place == odd else 8)
     try:
         check_same_plan(join("control", store, (0, 1, 2), place), plan)

@@ -11,7 +11,7 @@ from disagg_train.errors import CheckpointError
 
 def _save(folder: Path) -> None:
     weights = {"vision.a.weight": np.arange(6.0).reshape(2, 3), "language.b": np.ones(2)}
-    write_manifest(folder, {"name": "x"}, 3, save_modules(folder, weights))
+    write_manifest(folder, {"name": "x"}, 3, save_modules(folder, weights, 0))
 
 
 def test_weights_come_back_as_they_were(tmp_path: Path) -> None:
@@ -21,6 +21,18 @@ def test_weights_come_back_as_they_were(tmp_path: Path) -> None:
     assert weights["vision.a.weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
+def test_ranks_write_files_of_their_own_for_one_module(tmp_path: Path) -> None:
+    files = {}
+    for rank in (0, 1):
+        files |= save_modules(tmp_path, {f"language.expert{rank}": np.full(2, rank)}, rank)
+    write_manifest(tmp_path, {"name": "x"}, 3, files)
+    weights = load_weights(tmp_path)
+    assert {name: w.tolist() for name, w in weights.items()} == {
+        "language.expert0": [0, 0],
+        "language.expert1": [1, 1],
+    }
+
+
 def test_a_folder_without_a_manifest_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no manifest\.json"):
         load_weights(tmp_path)
@@ -28,7 +40,7 @@ def test_a_folder_without_a_manifest_is_no_checkpoint(tmp_path: Path) -> None:
 
 def test_a_changed_file_is_refused(tmp_path: Path) -> None:
     _save(tmp_path)
-    with (tmp_path / "vision.npz").open("ab") as file:
+    with (tmp_path / "vision.0.npz").open("ab") as file:
         file.write(b"!")
-    with pytest.raises(CheckpointError, match=r"vision\.npz changed since it was saved"):
+    with pytest.raises(CheckpointError, match=r"vision\.0\.npz changed since it was saved"):
         load_weights(tmp_path)

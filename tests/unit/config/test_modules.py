@@ -10,19 +10,9 @@ from disagg_train.config.modules import ParallelConfig
 from tests.unit.config.jobs import JOB, refusal
 
 
-@pytest.mark.parametrize(
-    ("axis", "name"),
-    [
-        ("cp", "context parallelism"),
-        ("pp", "pipeline parallelism inside a module"),
-        ("ep", "expert parallelism"),
-    ],
-)
-def test_an_axis_that_is_not_built_yet_is_refused(axis: str, name: str) -> None:
-    assert refusal(f"modules.language.parallel.{axis}=2") == (
-        f"modules.language.parallel: {axis}=2: {name} is not supported yet; "
-        f"use {axis}: 1 and put the ranks into tp or dp"
-    )
+def test_stages_that_do_not_divide_the_layers_are_refused_with_those_that_do() -> None:
+    message = refusal("modules.language.parallel.pp=5", "groups.language.ranks=20")
+    assert "pp=5 does not divide num_layers=" in message
 
 
 @pytest.mark.parametrize("axis", ["tp", "dp", "cp", "pp", "ep"])

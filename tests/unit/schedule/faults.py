@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from disagg_train.schedule.graph import ModuleGraph
+from disagg_train.schedule.graph import StageGraph
 from disagg_train.schedule.ops import Op, OpKind, Schedule
 
 Edit = Callable[[list[Op]], list[Op]]
@@ -67,6 +67,6 @@ def carrying(kind: OpKind, boundary: str, microbatch: int) -> Op:
     return Op(kind, microbatch=microbatch, boundary=boundary)
 
 
-def ranks_of(graph: ModuleGraph, module: str) -> list[int]:
+def ranks_of(graph: StageGraph, module: str) -> list[int]:
     """Return a module's ranks."""
     return sorted(graph.nodes[module].places)

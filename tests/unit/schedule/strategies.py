@@ -1,11 +1,12 @@
 """Module graphs for the schedule tests: fixed ones by name, and random ones."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from hypothesis import strategies as st
 
 from disagg_train.schedule.build import training_schedule
-from disagg_train.schedule.graph import Edge, ModuleGraph, ModuleNode
+from disagg_train.schedule.graph import Edge, StageGraph, StageNode, stage_name
 from disagg_train.schedule.ops import Schedule
 
 LANGUAGE = "language"
@@ -16,7 +17,7 @@ ENCODERS = ("vision", "audio", "depth")
 class TrainingCase:
     """What a training schedule is built from."""
 
-    graph: ModuleGraph
+    graph: StageGraph
     num_microbatches: int
     window: int
 
@@ -28,33 +29,33 @@ class TrainingCase:
 
 def node(
     name: str, group: str, places: range, lane_size: int = 1, trainable: bool = True
-) -> ModuleNode:
+) -> StageNode:
     """Return a module whose lanes are runs of ``lane_size`` of its places."""
     lanes = tuple(
         tuple(places[first : first + lane_size]) for first in range(0, len(places), lane_size)
     )
-    return ModuleNode(name, group, lanes, trainable)
+    return StageNode(name, group, lanes, trainable)
 
 
-def graph_of(*nodes: ModuleNode) -> ModuleGraph:
+def graph_of(*nodes: StageNode) -> StageGraph:
     """Return the graph in which every node but the LLM feeds the LLM."""
     edges = tuple(Edge(n.name, LANGUAGE) for n in nodes if n.name != LANGUAGE)
-    return ModuleGraph({n.name: n for n in nodes}, edges)
+    return StageGraph({n.name: n for n in nodes}, edges)
 
 
-def disjoint_graph(trainable: bool = True) -> ModuleGraph:
+def disjoint_graph(trainable: bool = True) -> StageGraph:
     """Return one encoder on ranks 0 and 1 (dp 2) and an LLM on ranks 2 and 3 (tp 2)."""
     vision = node("vision", "encoders", range(2), trainable=trainable)
     return graph_of(vision, node(LANGUAGE, LANGUAGE, range(2, 4), lane_size=2))
 
 
-def colocated_graph() -> ModuleGraph:
+def colocated_graph() -> StageGraph:
     """Return an encoder (dp 2) and an LLM (tp 2) on the same two ranks."""
     vision = node("vision", LANGUAGE, range(2))
     return graph_of(vision, node(LANGUAGE, LANGUAGE, range(2), lane_size=2))
 
 
-def mixed_graph() -> ModuleGraph:
+def mixed_graph() -> StageGraph:
     """Return vision on the LLM's rank 1, and a frozen audio encoder on rank 0."""
     audio = node("audio", "encoders", range(1), trainable=False)
     return graph_of(
@@ -62,9 +63,49 @@ def mixed_graph() -> ModuleGraph:
     )
 
 
+def pipelined(
+    name: str, group: str, places: range, num_stages: int, lane_size: int, trainable: bool = True
+) -> list[StageNode]:
+    """Return the stages of a module whose places are cut evenly over them."""
+    per_stage = len(places) // num_stages
+    return [
+        node(
+            stage_name(name, stage, num_stages),
+            group,
+            places[stage * per_stage : (stage + 1) * per_stage],
+            min(lane_size, per_stage),
+            trainable,
+        )
+        for stage in range(num_stages)
+    ]
+
+
+def graph_of_modules(*modules: list[StageNode]) -> StageGraph:
+    """Return the graph in which each module's stages follow each other and feed the LLM."""
+    first_of_language = next(m[0].name for m in modules if m[0].module == LANGUAGE)
+    edges = []
+    for stages in modules:
+        edges += [Edge(a.name, b.name) for a, b in pairwise(stages)]
+        if stages[0].module != LANGUAGE:
+            label = f"{stages[0].module}->{LANGUAGE}"
+            edges.append(Edge(stages[-1].name, first_of_language, label))
+    return StageGraph({stage.name: stage for stages in modules for stage in stages}, tuple(edges))
+
+
+def pipelined_graph() -> StageGraph:
+    """Return an encoder of two stages feeding an LLM of two stages, a rank each."""
+    return graph_of_modules(
+        pipelined("vision", "encoders", range(2), 2, 1),
+        pipelined(LANGUAGE, LANGUAGE, range(2, 4), 2, 1),
+    )
+
+
 @st.composite
-def graphs(draw: st.DrawFn) -> ModuleGraph:
-    """Draw one to three encoders, each on the LLM's group, its own or a shared one."""
+def graphs(draw: st.DrawFn) -> StageGraph:
+    """Draw one to three encoders, each on the LLM's group, its own or a shared one.
+
+    Every module has one, two or four pipeline stages, as its ranks allow.
+    """
     names = ENCODERS[: draw(st.integers(1, 3), label="encoders")]
     group_of = {name: draw(st.sampled_from([LANGUAGE, "shared", name])) for name in names}
     group_of[LANGUAGE] = LANGUAGE
@@ -73,12 +114,14 @@ def graphs(draw: st.DrawFn) -> ModuleGraph:
         count = draw(st.sampled_from([1, 2, 4]), label=f"ranks of {group}")
         places_of[group] = range(first, first + count)
         first += count
-    nodes = []
+    modules = []
     for name in draw(st.permutations([*names, LANGUAGE])):
         places = places_of[group_of[name]]
-        lane_size = draw(st.sampled_from([n for n in (1, 2, 4) if n <= len(places)]))
-        nodes.append(node(name, group_of[name], places, lane_size, draw(st.booleans())))
-    return graph_of(*nodes)
+        degrees = [n for n in (1, 2, 4) if n <= len(places)]
+        num_stages, lane_size = draw(st.sampled_from(degrees)), draw(st.sampled_from(degrees))
+        trainable = draw(st.booleans())
+        modules.append(pipelined(name, group_of[name], places, num_stages, lane_size, trainable))
+    return graph_of_modules(*modules)
 
 
 @st.composite

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from disagg_train.schedule.build import evaluation_schedule, training_schedule
 from disagg_train.schedule.check import check
-from disagg_train.schedule.graph import ModuleGraph
+from disagg_train.schedule.graph import StageGraph
 from disagg_train.schedule.ops import Op, OpKind, Schedule
 from tests.unit.schedule.strategies import (
     LANGUAGE,
@@ -22,6 +22,7 @@ from tests.unit.schedule.strategies import (
     disjoint_graph,
     graphs,
     mixed_graph,
+    pipelined_graph,
     training_cases,
 )
 
@@ -34,6 +35,8 @@ GOLDEN_SCHEDULES: Mapping[str, Callable[[], Schedule]] = {
     "colocated_one_window": lambda: training_schedule(colocated_graph(), 3, 3),
     "colocated_windows_of_2": lambda: training_schedule(colocated_graph(), 3, 2),
     "mixed_windows_of_2": lambda: training_schedule(mixed_graph(), 3, 2),
+    "pipelined_4_microbatches": lambda: training_schedule(pipelined_graph(), 4, 4),
+    "evaluation_pipelined": lambda: evaluation_schedule(pipelined_graph(), 2),
     "evaluation_disjoint": lambda: evaluation_schedule(disjoint_graph(), 2),
     "evaluation_mixed": lambda: evaluation_schedule(mixed_graph(), 2),
 }
@@ -65,7 +68,7 @@ def test_every_training_schedule_passes_the_checker(case: TrainingCase) -> None:
 
 @given(graphs(), st.integers(1, 6))
 def test_every_evaluation_schedule_passes_the_checker(
-    graph: ModuleGraph, num_microbatches: int
+    graph: StageGraph, num_microbatches: int
 ) -> None:
     check(evaluation_schedule(graph, num_microbatches), graph)
 
@@ -100,8 +103,8 @@ def test_every_rank_agrees_once_and_updates_its_trainable_modules(case: Training
 @given(training_cases())
 def test_a_frozen_encoder_has_no_backward_and_no_backward_boundary_ops(case: TrainingCase) -> None:
     boundaries = of_kind(case.schedule, OpKind.SEND_BACKWARD, OpKind.RECV_BACKWARD)
-    trainable = {edge.name for edge in case.graph.edges if case.graph.nodes[edge.source].trainable}
-    assert {op.boundary for op in boundaries} == trainable
+    carrying = {e.name for e in case.graph.edges if case.graph.runs_backward(e.source)}
+    assert {op.boundary for op in boundaries} == carrying
     for op in of_kind(case.schedule, OpKind.BACKWARD):
         assert case.graph.runs_backward(op.module)
 
@@ -126,32 +129,37 @@ def most_held(ops: tuple[Op, ...], module: str) -> int:
 
 @given(training_cases())
 def test_a_colocated_encoder_holds_at_most_a_window(case: TrainingCase) -> None:
-    for edge in case.graph.encoders(LANGUAGE):
-        bound = case.schedule.in_flight[edge.source]
+    for stage in colocated_encoders(case.graph):
+        bound = case.schedule.in_flight[stage]
         assert bound == min(case.window, case.num_microbatches)
 
 
+def colocated_encoders(graph: StageGraph) -> list[str]:
+    nodes = graph.nodes.values()
+    return [n.name for n in nodes if n.group == LANGUAGE and n.module != LANGUAGE]
+
+
 @given(training_cases())
-def test_the_ranks_of_a_group_run_the_same_ops(case: TrainingCase) -> None:
-    ops_of_group: dict[str, set[tuple[Op, ...]]] = {}
-    for node in case.graph.nodes.values():
-        for place in node.places:
-            ops_of_group.setdefault(node.group, set()).add(case.schedule.ops[place])
-    assert all(len(lists) == 1 for lists in ops_of_group.values())
+def test_ranks_that_host_the_same_stages_run_the_same_ops(case: TrainingCase) -> None:
+    ops_of_stages: dict[tuple[str, ...], set[tuple[Op, ...]]] = {}
+    for place, ops in enumerate(case.schedule.ops):
+        stages = tuple(node.name for node in case.graph.stages_of(place))
+        ops_of_stages.setdefault(stages, set()).add(ops)
+    assert all(len(lists) == 1 for lists in ops_of_stages.values())
 
 
 @given(training_cases())
 def test_a_schedule_is_named_by_how_its_encoders_sit(case: TrainingCase) -> None:
     window = min(case.window, case.num_microbatches)
-    colocated = case.graph.encoders(LANGUAGE)
+    colocated = colocated_encoders(case.graph)
     assert case.schedule.name == (f"colocated, windows of {window}" if colocated else "1f1b")
 
 
 @given(graphs(), st.integers(1, 6))
-def test_evaluation_has_no_gradients_and_no_updates(graph: ModuleGraph, count: int) -> None:
+def test_evaluation_has_no_gradients_and_no_updates(graph: StageGraph, count: int) -> None:
     schedule = evaluation_schedule(graph, count)
     kinds = {op.kind for op in of_kind(schedule, *OpKind)}
     assert kinds == {OpKind.FORWARD, OpKind.SEND_FORWARD, OpKind.RECV_FORWARD, OpKind.EVALUATE}
     evaluated = [op.microbatch for op in of_kind(schedule, OpKind.EVALUATE)]
-    ranks = len(graph.language.places)
+    ranks = sum(len(stage.places) for stage in graph.language)
     assert evaluated == list(range(count)) * ranks

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from disagg_train.errors import PlanError
 from disagg_train.schedule.build import evaluation_schedule, training_schedule
 from disagg_train.schedule.check import check
-from disagg_train.schedule.graph import ModuleGraph
+from disagg_train.schedule.graph import StageGraph
 from disagg_train.schedule.ops import Op, OpKind, Schedule
 from tests.unit.schedule.faults import (
     Edit,
@@ -47,7 +47,7 @@ TRANSFERS = (
 OF_THE_STEP = (OpKind.GRAD_SYNC, OpKind.AGREE, OpKind.OPTIMIZER_STEP)
 
 
-def refusal(schedule: Schedule, graph: ModuleGraph) -> str:
+def refusal(schedule: Schedule, graph: StageGraph) -> str:
     with pytest.raises(PlanError) as caught:
         check(schedule, graph)
     return str(caught.value)
@@ -243,7 +243,7 @@ def receives_first(ops: list[Op]) -> list[Op]:
     return sorted(ops, key=lambda op: op.kind is not OpKind.RECV_FORWARD)
 
 
-def misplaced(graph: ModuleGraph, module: str, op: Op, target: Op) -> str:
+def misplaced(graph: StageGraph, module: str, op: Op, target: Op) -> str:
     """Return the refusal of a schedule in which one module's op runs too early."""
     schedule = training_schedule(graph, 3, 3)
     return refusal(edited(schedule, ranks_of(graph, module), moved_before(op, target)), graph)

@@ -1,4 +1,4 @@
-"""Spans, holdings and shards: which tokens sit at which rows."""
+"""Spans and holdings: which tokens sit at which rows."""
 
 from itertools import accumulate
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disagg_train.errors import PlanError
-from disagg_train.topology.layout import Holding, Layout, Span, shard_stream, stack_rows
+from disagg_train.topology.layout import Holding, Layout, Span
 
 Stream = list[int | None]
 """Token at each row; None where a row holds no token of the boundary."""
@@ -26,44 +26,6 @@ def token_streams(draw: st.DrawFn) -> tuple[list[Span], Stream]:
         stream += range(starts[i], starts[i + 1])
     stream += [None] * draw(st.integers(0, 3), label="tail")
     return spans, stream
-
-
-def rows_meant_by(holding: Holding, num_rows: int) -> Stream:
-    rows: Stream = [None] * num_rows
-    for row, token in zip(holding.rows, holding.token_ids, strict=True):
-        assert rows[row] is None
-        rows[row] = token
-    return rows
-
-
-@given(token_streams(), st.integers(1, 5))
-def test_shards_side_by_side_are_the_padded_stream(
-    drawn: tuple[list[Span], Stream], parts: int
-) -> None:
-    spans, stream = drawn
-    shard_rows = -(-len(stream) // parts)
-    shards = shard_stream(spans, len(stream), parts)
-    side_by_side = [row for shard in shards for row in rows_meant_by(shard, shard_rows)]
-    padding: Stream = [None] * (parts * shard_rows - len(stream))
-    assert side_by_side == stream + padding
-
-
-@given(token_streams(), st.integers(1, 5))
-def test_shards_partition_the_tokens(drawn: tuple[list[Span], Stream], parts: int) -> None:
-    spans, stream = drawn
-    shards = shard_stream(spans, len(stream), parts)
-    assert len(shards) == parts
-    tokens = sorted(token for shard in shards for token in shard.token_ids)
-    assert tokens == sorted(token for token in stream if token is not None)
-
-
-def test_padding_belongs_to_no_shard() -> None:
-    shards = shard_stream([Span(0, 5, 0)], 5, 4)
-    assert [shard.num_tokens for shard in shards] == [2, 2, 1, 0]
-
-
-def test_an_empty_stream_has_empty_shards() -> None:
-    assert shard_stream([], 0, 3) == (Holding(), Holding(), Holding())
 
 
 @given(token_streams())
@@ -117,8 +79,3 @@ def test_a_layout_refuses_a_rank_outside_exactly_one_replica_group(
 ) -> None:
     with pytest.raises(PlanError, match="must hold every rank exactly once"):
         Layout((0, 1), (Holding(), Holding()), replicas)
-
-
-@given(st.lists(st.integers(0, 9), max_size=6))
-def test_stacked_rows_start_where_the_sequence_before_ends(lengths: list[int]) -> None:
-    assert stack_rows(lengths) == [sum(lengths[:i]) for i in range(len(lengths))]
