@@ -26,6 +26,12 @@ def explain(
     return RankError(message, group, rank, node, _op_of(actor), followed)
 
 
+def hung(actor: ray.actor.ActorHandle, group: str, rank: int, node: str) -> RankError:
+    """Return what is known of a rank that does not answer after its peers gave up on it."""
+    message = "it hangs: its peers gave up waiting, and it has not answered since"
+    return RankError(message, group, rank, node, _op_of(actor))
+
+
 def _follows_from_a_peer(error: BaseException) -> bool:
     """Whether a rank only lost contact with another one."""
     return isinstance(error, BoundaryError) or any(text in str(error) for text in _LOST_CONTACT)

@@ -5,6 +5,7 @@ the ``control`` concurrency group while that thread is blocked.
 """
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -96,6 +97,8 @@ class RankActor:
         rank, self._rank = self._rank, None
         if rank is not None:
             rank.close()
+            del rank
+            gc.collect()  # models hold themselves in cycles, and with them their groups' threads
 
     def _ready(self) -> "Rank":
         assert self._rank is not None, "setup comes first"

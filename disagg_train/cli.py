@@ -5,6 +5,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -90,7 +91,11 @@ def _bench_commands(bench: argparse.ArgumentParser) -> None:
     boundary.add_argument("--tokens", type=int, default=4096)
     boundary.add_argument("--hidden", type=int, default=1024)
     boundary.add_argument("--rounds", type=int, default=20)
-    boundary.add_argument("--json", action="store_true", help="JSON is all that is ever printed")
+    boundary.add_argument(
+        "--suite", action="store_true", help="measure the list of pairs, not --src and --dst"
+    )
+    boundary.add_argument("--output", help="also write the JSON to this file")
+    boundary.add_argument("--json", action="store_true", help="print JSON only")
     boundary.set_defaults(run=_bench_boundary)
     step = kinds.add_parser("step", help="the same op lists under Ray and without it")
     step.add_argument("--blocks", type=int, default=20, help="alternating ABBA blocks")
@@ -185,15 +190,37 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _bench_boundary(arguments: argparse.Namespace) -> int:
     from disagg_train.bench.boundary import parse_layout, run_boundary
 
-    result = run_boundary(
-        parse_layout(arguments.src),
-        parse_layout(arguments.dst),
-        arguments.tokens,
-        arguments.hidden,
-        arguments.rounds,
-    )
-    print(json.dumps(result.as_dict()))
+    if arguments.suite:
+        return _bench_boundary_suite(arguments)
+    source, destination = parse_layout(arguments.src), parse_layout(arguments.dst)
+    sizes = arguments.tokens, arguments.hidden, arguments.rounds
+    text = json.dumps(run_boundary(source, destination, *sizes).as_dict())
+    print(text)
+    _write(text, arguments.output)
     return 0
+
+
+def _bench_boundary_suite(arguments: argparse.Namespace) -> int:
+    from disagg_train.bench.boundary_suite import refusals, run_suite, suite_table, table_row
+
+    console, table, results = _console(), suite_table(), []
+    for result in run_suite(arguments.tokens, arguments.hidden, arguments.rounds):
+        results.append(result)
+        table.add_row(*table_row(result))
+        text = json.dumps([each.as_dict() for each in results])
+        _write(text, arguments.output)
+        if not arguments.json:
+            console.print(f"measured {result.source} -> {result.destination}", style="dim")
+    if arguments.json:
+        print(text)
+    else:
+        console.print(table, *refusals(results), sep="\n", markup=False)
+    return 0
+
+
+def _write(text: str, path: str | None) -> None:
+    if path:
+        Path(path).write_text(text + "\n")
 
 
 def _bench_step(arguments: argparse.Namespace) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -12,6 +12,9 @@ from disagg_train.bench.processes import Processes
 from disagg_train.bench.statistics import median_ms, ratio
 from disagg_train.config.modules import ParallelConfig
 from disagg_train.errors import ConfigError
+
+if TYPE_CHECKING:
+    from disagg_train.bench.boundary_rank import BoundaryTimes
 
 _MOST_RANKS = 8
 _DEADLINE_S = 180.0
@@ -23,36 +26,53 @@ class BoundaryResult:
     """Times of one forward and one backward together, in milliseconds; medians over rounds.
 
     A round's time is the slowest rank's from a common start. Contestants alternate within
-    the same processes.
+    the same processes. Ours and raw re-use their memory; Megatron's
+    bridge makes new memory for every microbatch, as it is released.
 
     Args:
+        source: layout of the source, as ``parse_layout`` reads it.
+        destination: layout of the destination.
+        num_tokens: rows that cross in each direction.
+        hidden_size: fp32 values per row.
         ours_ms: this project's boundary, gathers over replicas included.
         megatron_ms: megatron-core's ``BridgeCommunicator``; None where it refuses the pair.
             Under sequence parallelism it still moves whole tensors.
+        megatron_refusal: why it refuses the pair, in its own words; None where it does not.
         raw_ms: one ``torch.distributed`` send and receive per direction of the same bytes:
             between one rank of either side, or, where no side has replicas, divided over
-            parallel pairs of ranks. Like ours it receives into new memory; ``raw_reused``
-            among the samples is the same into one buffer again and again.
+            parallel pairs of ranks.
         ratio_megatron: ours / Megatron's.
+        megatron_bar: the most that it may be; None where there is no bar, or a refusal.
         ratio_raw: ours / raw.
+        raw_bar: the most that it may be; None where there is no bar.
         wire_over_payload_forward: bytes that cross between the sides / bytes of all tokens.
         wire_over_payload_backward: the same of the gradients.
         max_rank_wire_over_payload: bytes that the busiest rank sends or receives across in
             one direction / bytes of all tokens.
+        max_rank_lower_bound: the least that any routes can make of it; whole tokens may
+            add up to one token.
         rounds: timed rounds.
         hardware: the machine.
         commit: of the checkout.
         samples_ms: every round's time, by contestant and direction (``ours_forward``).
     """
 
+    source: str
+    destination: str
+    num_tokens: int
+    hidden_size: int
     ours_ms: float
     megatron_ms: float | None
+    megatron_refusal: str | None
     raw_ms: float
     ratio_megatron: float | None
-    ratio_raw: float | None
+    megatron_bar: float | None
+    ratio_raw: float
+    raw_bar: float | None
     wire_over_payload_forward: float
     wire_over_payload_backward: float
     max_rank_wire_over_payload: float
+    max_rank_lower_bound: float
     rounds: int
     hardware: Mapping[str, str | int]
     commit: str
@@ -108,6 +128,13 @@ def _reason(found: dict[str, Any]) -> str:
     return f"{axis}={found['input']}: {found['msg']}"
 
 
+def layout_text(parallel: ParallelConfig) -> str:
+    """Return the text that names a layout: ``tp=2,cp=2``; axes of one rank are left out."""
+    degrees = [f"{axis}={getattr(parallel, axis)}" for axis in ("tp", "cp", "pp", "dp")]
+    axes = [text for text in degrees if not text.endswith("=1")]
+    return ",".join(axes + ["sp=true"] * parallel.sequence_parallel) or "dp=1"
+
+
 def run_boundary(
     source: ParallelConfig,
     destination: ParallelConfig,
@@ -116,6 +143,8 @@ def run_boundary(
     rounds: int = 20,
 ) -> BoundaryResult:
     """Measure one pair of layouts on disjoint ranks of this machine, over gloo.
+
+    Of a module with pipeline stages only the one at the boundary is run.
 
     Args:
         source: the encoder's layout.
@@ -132,7 +161,7 @@ def run_boundary(
 
     from disagg_train.bench.boundary_rank import BoundaryRank, BoundarySetup
 
-    case = BoundaryCase(source, destination, num_tokens, hidden_size)
+    case = BoundaryCase.between(source, destination, num_tokens, hidden_size)
     _check(case, rounds)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     setups = [
@@ -140,9 +169,8 @@ def run_boundary(
     ]
     with Processes(BoundaryRank, setups, _DEADLINE_S) as processes:
         answers = processes.run(rounds)
-    sent = [answer.sent_bytes for answer in answers]
-    received = [answer.received_bytes for answer in answers]
-    return _result(case, rounds, answers[0].samples_s, sent, received)
+    names = layout_text(source), layout_text(destination)
+    return _result(case, names, rounds, answers)
 
 
 def _check(case: BoundaryCase, rounds: int) -> None:
@@ -159,25 +187,30 @@ def _check(case: BoundaryCase, rounds: int) -> None:
 
 
 def _result(
-    case: BoundaryCase,
-    rounds: int,
-    samples_s: Mapping[str, Sequence[float]],
-    sent: Sequence[tuple[int, int]],
-    received: Sequence[tuple[int, int]],
+    case: BoundaryCase, names: tuple[str, str], rounds: int, answers: "Sequence[BoundaryTimes]"
 ) -> BoundaryResult:
+    samples_s, refusal = answers[0].samples_s, answers[0].megatron_refusal
     payload = case.payload_bytes
+    sent, received = [a.sent_bytes for a in answers], [a.received_bytes for a in answers]
     ours_ms, raw_ms = _both_ms(samples_s, "ours"), _both_ms(samples_s, "raw")
-    megatron_ms = _both_ms(samples_s, "megatron")
-    assert ours_ms is not None and raw_ms is not None
+    megatron_ms = None if refusal else _both_ms(samples_s, "megatron")
     return BoundaryResult(
+        source=names[0],
+        destination=names[1],
+        num_tokens=case.num_tokens,
+        hidden_size=case.hidden_size,
         ours_ms=ours_ms,
         megatron_ms=megatron_ms,
+        megatron_refusal=refusal or None,
         raw_ms=raw_ms,
         ratio_megatron=ratio(ours_ms, megatron_ms),
-        ratio_raw=ratio(ours_ms, raw_ms),
+        megatron_bar=None if refusal else case.megatron_bar,
+        ratio_raw=ours_ms / raw_ms,
+        raw_bar=case.raw_bar,
         wire_over_payload_forward=sum(forward for forward, _ in sent) / payload,
         wire_over_payload_backward=sum(backward for _, backward in sent) / payload,
         max_rank_wire_over_payload=max(map(max, [*sent, *received])) / payload,
+        max_rank_lower_bound=case.max_rank_lower_bound,
         rounds=rounds,
         hardware=hardware(),
         commit=commit(),
@@ -185,9 +218,7 @@ def _result(
     )
 
 
-def _both_ms(samples_s: Mapping[str, Sequence[float]], contestant: str) -> float | None:
-    """Return the median over rounds of forward plus backward, None for who did not run."""
-    if f"{contestant}_forward" not in samples_s:
-        return None
+def _both_ms(samples_s: Mapping[str, Sequence[float]], contestant: str) -> float:
+    """Return the median over rounds of forward plus backward."""
     forward, backward = samples_s[f"{contestant}_forward"], samples_s[f"{contestant}_backward"]
     return median_ms([f + b for f, b in zip(forward, backward, strict=True)])

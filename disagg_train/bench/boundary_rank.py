@@ -11,7 +11,7 @@ from torch.distributed import PrefixStore, TCPStore
 
 from disagg_train.bench.case import BoundaryCase
 from disagg_train.bench.contestants import Contestant, Ours, RawMessages
-from disagg_train.bench.megatron_bridge import MegatronBridge
+from disagg_train.bench.megatron_bridge import MegatronBridge, MegatronRefusalError
 
 _WARM_UP_ROUNDS = 3
 
@@ -42,11 +42,13 @@ class BoundaryTimes:
             slowest rank's, the same on every rank.
         sent_bytes: bytes that this rank sends across in one forward and one backward.
         received_bytes: bytes that it receives across, likewise.
+        megatron_refusal: why Megatron's bridge took no part, in its words; empty if it did.
     """
 
     samples_s: Mapping[str, list[float]]
     sent_bytes: tuple[int, int]
     received_bytes: tuple[int, int]
+    megatron_refusal: str
 
 
 class BoundaryRank:
@@ -63,13 +65,13 @@ class BoundaryRank:
         self._ours = Ours(case, store, place, setup.deadline_s)
         self._contestants: dict[str, Contestant] = {
             "ours": self._ours,
-            "raw": RawMessages(case, place, reuses_memory=False),
-            "raw_reused": RawMessages(case, place, reuses_memory=True),
+            "raw": RawMessages(case, place),
         }
+        self._megatron_refusal = ""
         try:
             self._contestants["megatron"] = MegatronBridge(case, place)
-        except ValueError:
-            """Every rank is refused alike, so there is nothing to compare with."""
+        except MegatronRefusalError as refusal:
+            self._megatron_refusal = str(refusal)
 
     def run(self, count: int) -> BoundaryTimes:
         """Check that rows arrive, warm up, then time ``count`` rounds."""
@@ -81,7 +83,8 @@ class BoundaryRank:
         for turn in range(count):
             for name, elapsed_s in self._round(turn).items():
                 samples_s.setdefault(name, []).append(elapsed_s)
-        return BoundaryTimes(samples_s, sent_bytes, self._ours.received_bytes)
+        received_bytes = self._ours.received_bytes
+        return BoundaryTimes(samples_s, sent_bytes, received_bytes, self._megatron_refusal)
 
     def _round(self, turn: int) -> dict[str, float]:
         """Time everybody once, forwards and backwards in turn: nobody always follows another.

@@ -126,20 +126,20 @@ class RawMessages:
 
     How many pairs there are is the case's to say (``BoundaryCase.raw_pairs``).
 
+    It receives into the same memory again and again, as ours does once a microbatch's rows
+    are given back. New memory would cost about half as much as a transfer over loopback.
+
     Args:
         case: what is measured.
         place: this rank.
-        reuses_memory: receive into one buffer again and again. A boundary cannot: a
-            microbatch's rows live until its backward. New memory costs about half as much
-            as a transfer over loopback, so the two must not be confused.
     """
 
-    def __init__(self, case: BoundaryCase, place: int, reuses_memory: bool) -> None:
+    def __init__(self, case: BoundaryCase, place: int) -> None:
         pairs, num_sources = case.raw_pairs, case.source.num_ranks
         self._is_source = place < num_sources
         index = place if self._is_source else place - num_sources
         self._peer = index + num_sources if self._is_source else index
-        self._takes_part, self._reuses_memory = index < pairs, reuses_memory
+        self._takes_part = index < pairs
         self._rows_TD = torch.ones(case.num_tokens // pairs, case.hidden_size)
 
     def forward(self) -> None:
@@ -155,6 +155,5 @@ class RawMessages:
             return
         if sends:
             dist.send(self._rows_TD, self._peer)
-            return
-        arrived_TD = self._rows_TD if self._reuses_memory else torch.empty_like(self._rows_TD)
-        dist.recv(arrived_TD, self._peer)
+        else:
+            dist.recv(self._rows_TD, self._peer)

@@ -16,6 +16,10 @@ from disagg_train.config.modules import ParallelConfig
 from disagg_train.modules import cpu
 
 
+class MegatronRefusalError(Exception):
+    """Megatron does not connect two layouts; the message is its own."""
+
+
 class MegatronBridge:
     """``BridgeCommunicator`` on one rank.
 
@@ -27,7 +31,7 @@ class MegatronBridge:
         place: this rank.
 
     Raises:
-        ValueError: Megatron refuses this pair of layouts.
+        MegatronRefusalError: the pair is not supported, which every rank learns alike.
     """
 
     def __init__(self, case: BoundaryCase, place: int) -> None:
@@ -37,13 +41,16 @@ class MegatronBridge:
         self._is_source = place < case.source.num_ranks
         mine = case.source if self._is_source else case.destination
         self._rows_TD = torch.ones(case.num_tokens // mine.dp, case.hidden_size)
-        with _gloo_in_place_of_nccl():
-            self._bridge = BridgeCommunicator(
-                _grid(case.source, 0),
-                _grid(case.destination, case.source.num_ranks),
-                comm_dtype=torch.float32,
-                tensor_ndim=2,
-            )
+        try:
+            with _gloo_in_place_of_nccl():
+                self._bridge = BridgeCommunicator(
+                    _grid(case.source, 0),
+                    _grid(case.destination, case.source.num_ranks),
+                    comm_dtype=torch.float32,
+                    tensor_ndim=2,
+                )
+        except (AssertionError, ValueError) as error:
+            raise MegatronRefusalError(str(error)) from None
 
     def forward(self) -> None:
         """Leader to leader, then a broadcast over the destination's tp ranks."""

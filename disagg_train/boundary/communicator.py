@@ -154,7 +154,7 @@ class Communicator:
             under_way.arrivals.settle()
             self._complete(under_way)
         except BoundaryError as error:
-            raise BoundaryError(f"{self.name}, microbatch {microbatch}: {error}") from None
+            raise BoundaryError(f"{self.name}: {error}") from None
         return under_way.rows_TD
 
     def _complete(self, under_way: _UnderWay) -> None:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import PrefixStore, ProcessGroupGloo, Store
 
-from disagg_train.boundary.transport import Message, Pending
+from disagg_train.boundary.transport import TAGS_PER_STEP, Message, Pending
 from disagg_train.errors import BoundaryError
 
 
@@ -39,23 +39,42 @@ class GlooGroup:
         self.deadline = timedelta(seconds=deadline_s)
         rank = self.places.index(place)
         prefixed = PrefixStore(f"gloo/{name}", store)
+        arrivals = PrefixStore(f"arrived/{name}", store)
+        arrivals.set(str(place), "")
         try:
             self._open: ProcessGroupGloo | None = ProcessGroupGloo(
                 prefixed, rank, len(self.places), self.deadline
             )
         except RuntimeError as error:
             raise BoundaryError(
-                f"{name}: rank {place} waited {deadline_s:g} s for the ranks {self.places} to "
-                f"join: {error}"
+                f"{name}: rank {place} waited {deadline_s:g} s; of the ranks {self.places}, "
+                f"{self._absent(arrivals)} did not arrive: {error}"
             ) from None
 
+    def _absent(self, arrivals: Store) -> list[int]:
+        return [place for place in self.places if not arrivals.check([str(place)])]
+
     def send(self, tensor: Tensor, peer: int, tag: int) -> dist.Work:
-        """Start a message to the global rank ``peer``."""
-        return self._group.send([tensor], self.places.index(peer), tag)
+        """Start a message to the global rank ``peer``.
+
+        Raises:
+            BoundaryError: the peer is gone.
+        """
+        try:
+            return self._group.send([tensor], self.places.index(peer), tag)
+        except RuntimeError as error:
+            raise self._failed(f"{_which(tag)} send to rank {peer}", error) from None
 
     def recv(self, tensor: Tensor, peer: int, tag: int) -> dist.Work:
-        """Start filling ``tensor`` from the global rank ``peer``."""
-        return self._group.recv([tensor], self.places.index(peer), tag)
+        """Start filling ``tensor`` from the global rank ``peer``.
+
+        Raises:
+            BoundaryError: the peer is gone.
+        """
+        try:
+            return self._group.recv([tensor], self.places.index(peer), tag)
+        except RuntimeError as error:
+            raise self._failed(f"{_which(tag)} receive from rank {peer}", error) from None
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         """Return every member's ``tensor`` (all of one shape), in the order of ``places``."""
@@ -76,7 +95,10 @@ class GlooGroup:
         try:
             work.wait(self.deadline)
         except RuntimeError as error:
-            raise BoundaryError(f"{self.name}: rank {self.place} in {what}: {error}") from None
+            raise self._failed(what, error) from None
+
+    def _failed(self, what: str, error: RuntimeError) -> BoundaryError:
+        return BoundaryError(f"{self.name}: rank {self.place} in {what}: {error}")
 
     @property
     def _group(self) -> ProcessGroupGloo:
@@ -117,11 +139,11 @@ class GlooTransport:
         """Start all messages of one exchange; receives first, so that sends find them."""
         group = self._group
         incoming = [
-            (group.recv(buffer, peer, tag), buffer, f"receive {tag} from rank {peer}")
+            (group.recv(buffer, peer, tag), buffer, f"{_which(tag)} receive from rank {peer}")
             for peer, buffer in receives
         ]
         outgoing = [
-            (group.send(buffer, peer, tag), buffer, f"send {tag} to rank {peer}")
+            (group.send(buffer, peer, tag), buffer, f"{_which(tag)} send to rank {peer}")
             for peer, buffer in sends
         ]
         return _Works(group, outgoing), _Works(group, incoming)
@@ -129,3 +151,7 @@ class GlooTransport:
     def close(self) -> None:
         """Leave the group."""
         self._group.close()
+
+
+def _which(tag: int) -> str:
+    return f"microbatch {tag % TAGS_PER_STEP}:"

@@ -1,6 +1,7 @@
 """The checks on a data set's sizes, made before any actor starts."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from disagg_train.config.job import JobConfig
 from disagg_train.data.source import DataSource, Sample, Split
@@ -37,12 +38,32 @@ def _check(size: SampleSize, job: JobConfig) -> None:
                 f"sample {size.key} has {len(slots)} image placeholders for {encoder!r} but "
                 f"{inputs} images; give one image per placeholder"
             )
-        for slot in slots:
-            if slot.position + slot.count > size.sequence_tokens:
+    _check_places(size)
+
+
+def _check_places(size: SampleSize) -> None:
+    """Placeholders lie inside the sequence, an encoder's in order, and never on each other."""
+    for encoder, slots in size.slots.items():
+        for before, after in pairwise(slots):
+            if after.position < before.position:
                 raise DataError(
-                    f"sample {size.key}: placeholders of {encoder!r} at {slot.position}.."
-                    f"{slot.position + slot.count} end after its {size.sequence_tokens} tokens"
+                    f"sample {size.key}: placeholders of {encoder!r} at {after.position} come "
+                    f"after those at {before.position}; list its images in sequence order"
                 )
+    in_order = sorted((s.position, s.count, e) for e, slots in size.slots.items() for s in slots)
+    end, last = 0, "the start"
+    for position, count, encoder in in_order:
+        if position < end:
+            raise DataError(
+                f"sample {size.key}: placeholders of {encoder!r} at {position} lie before {end}, "
+                f"the end of {last}; give every token a place of its own"
+            )
+        end, last = position + count, f"those of {encoder!r} at {position}"
+    if end > size.sequence_tokens:
+        raise DataError(
+            f"sample {size.key}: the placeholders {last.removeprefix('those ')} end at {end}, "
+            f"after its {size.sequence_tokens} tokens"
+        )
 
 
 def check_sample(sample: Sample, size: SampleSize) -> None:

@@ -113,5 +113,6 @@ def _record(plan: StepPlan, reports: Reports, step_time_s: float) -> StepRecord:
         num_tokens=sum(sample.sequence_tokens for sample in plan.samples),
         step_time_s=step_time_s,
         skipped=agreed.skipped,
+        peak_boundary_bytes=max(report.peak_boundary_bytes for report in reports),
         modules=module_times(reports, list(plan.assignment)),
     )

@@ -110,11 +110,13 @@ class Executor:
 
     def _end_step(self) -> RankReport:
         self._world.watchdog.check()
-        sent = {}
+        sent, peak_bytes = {}, 0
         for name, link in self._links.items():
-            link.forward.drain()
-            link.backward.drain()
-            sent[name] = link.forward.take_sent_bytes() + link.backward.take_sent_bytes()
+            ways = link.forward, link.backward
+            for way in ways:
+                way.drain()
+            sent[name] = sum(way.take_sent_bytes() for way in ways)
+            peak_bytes += sum(way.buffers.take_peak_bytes() for way in ways)
         agreement = self._agreement or Agreement(loss_sum=self._loss_sum)
         return RankReport(
             place=self._world.place,
@@ -124,6 +126,7 @@ class Executor:
             skipped=agreement.skip,
             spans=tuple(self._spans),
             sent_bytes=sent,
+            peak_boundary_bytes=peak_bytes,
             answers=self._answers,
         )
 

@@ -36,7 +36,8 @@ class RankReport:
         grad_norm: over all modules, agreed by all ranks.
         skipped: whether all modules skipped the update (a norm that is not finite).
         spans: the ops it ran, in order.
-        sent_bytes: per boundary, bytes that left this rank, both directions.
+        sent_bytes: per boundary or stage link, bytes that left this rank, both directions.
+        peak_boundary_bytes: most memory that received rows and messages took at once.
         answers: per held-out sample key, the generated tokens (evaluation only).
     """
 
@@ -47,6 +48,7 @@ class RankReport:
     skipped: bool = False
     spans: Sequence[Span] = ()
     sent_bytes: Mapping[str, int] = field(default_factory=dict)
+    peak_boundary_bytes: int = 0
     answers: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
 
@@ -62,7 +64,7 @@ class ModuleTimes:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One line of ``metrics.jsonl``."""
+    """One line of ``metrics.jsonl``; ``peak_boundary_bytes`` are the busiest rank's."""
 
     step: int
     loss: float
@@ -72,6 +74,7 @@ class StepRecord:
     num_tokens: int
     step_time_s: float
     skipped: bool
+    peak_boundary_bytes: int
     modules: Mapping[str, ModuleTimes]
 
     @property
@@ -129,8 +132,8 @@ def _times(reports: Sequence[RankReport], module: str) -> ModuleTimes:
     sent = sum(
         count
         for report in hosts
-        for boundary, count in report.sent_bytes.items()
-        if module in boundary.split("->")
+        for edge, count in report.sent_bytes.items()
+        if module in _modules(edge)
     )
     return ModuleTimes(slowest("forward"), slowest("backward"), slowest("boundary"), sent)
 
@@ -140,5 +143,10 @@ def _seconds(report: RankReport, module: str, category: str) -> float:
     return sum(
         span.duration_s
         for span in report.spans
-        if span.category == category and module in span.subject.split("->")
+        if span.category == category and module in _modules(span.subject)
     )
+
+
+def _modules(subject: str) -> set[str]:
+    """Return the modules that a stage or an edge is of: ``language.0->language.1``."""
+    return {stage.partition(".")[0] for stage in subject.split("->")}
