@@ -29,7 +29,7 @@ def explain(
 def hung(actor: ray.actor.ActorHandle, group: str, rank: int, node: str) -> RankError:
     """Return what is known of a rank that does not answer after its peers gave up on it."""
     message = "it hangs: its peers gave up waiting, and it has not answered since"
-    return RankError(message, group, rank, node, _op_of(actor))
+    return RankError(message, group, rank, node, _op_of(actor), "silent")
 
 
 def _follows_from_a_peer(error: BaseException) -> bool:

@@ -6,12 +6,15 @@ Importing Megatron takes seconds per process; a pool pays for it once.
 from collections.abc import Mapping
 
 import ray
+from ray.exceptions import GetTimeoutError, RayError
 
 from actors.group import ActorGroup, locate
 from actors.session import Session
 from actors.worker import start_actor
 from disagg_train.config.job import JobConfig
 from disagg_train.errors import ClusterError
+
+_GOODBYE_S = 5.0
 
 
 class ActorPool:
@@ -43,11 +46,13 @@ class ActorPool:
         return leased
 
     def _give_back(self, groups: Mapping[str, ActorGroup], sound: bool) -> None:
-        """Keep sound actors warm; replace those whose step failed."""
+        """Keep actors warm; replace those that died, or cannot leave their groups."""
         if sound:
             return
-        for group in groups.values():
-            for actor in group.actors:
+        leaving = {actor.teardown.remote(): actor for g in groups.values() for actor in g.actors}
+        ray.wait(list(leaving), num_returns=len(leaving), timeout=_GOODBYE_S)
+        for left, actor in leaving.items():
+            if not _succeeded(left):
                 ray.kill(actor)
                 self._actors[self._actors.index(actor)] = start_actor()
 
@@ -56,3 +61,11 @@ class ActorPool:
         for actor in self._actors:
             ray.kill(actor)
         self._actors.clear()
+
+
+def _succeeded(call: ray.ObjectRef) -> bool:
+    try:
+        ray.get(call, timeout=0)
+    except (GetTimeoutError, RayError):
+        return False
+    return True

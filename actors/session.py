@@ -7,10 +7,11 @@ from typing import Self
 import ray
 
 from actors.cluster import Cluster, fit, total_resources
-from actors.group import ActorGroup, results
+from actors.group import ActorGroup
 from actors.rendezvous import RendezvousHost
 from actors.resources import capacity, rank_resources
 from disagg_train.config.job import JobConfig
+from disagg_train.driver.loop import await_all
 from disagg_train.driver.plans import job_schedules
 from disagg_train.engine.setup import RankSetup
 
@@ -58,9 +59,8 @@ class Session:
                 ops = self.schedule.ops[place], self._evaluation.ops[place]
                 setups.append(RankSetup(self.job, rendezvous, group.name, rank, *ops))
                 place += 1
-            futures.append((group, group.setup(setups)))
-        for group, future in futures:
-            results(future, self.job.deadlines.setup_s, group.name, "setup")
+            futures.append(group.setup(setups))
+        await_all(futures, self.job.deadlines.setup_s, "setup")
 
     @property
     def row_names(self) -> dict[int, str]:

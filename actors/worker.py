@@ -32,6 +32,7 @@ class RankActor:
 
     def __init__(self) -> None:
         self._rank: Rank | None = None
+        self._failed_op = ""
 
     @ray.method(concurrency_group="control")
     def address(self) -> str:
@@ -45,8 +46,8 @@ class RankActor:
 
     @ray.method(concurrency_group="control")
     def current_op(self) -> str:
-        """Return the op that is running."""
-        return self._rank.current_op if self._rank else ""
+        """Return the op that is running, or that the last step failed in."""
+        return self._rank.current_op if self._rank else self._failed_op
 
     @ray.method(concurrency_group="control")
     def process_id(self) -> int:
@@ -58,6 +59,7 @@ class RankActor:
         from disagg_train.engine.rank import Rank
 
         self.teardown()
+        self._failed_op = ""
         self._rank = Rank(setup)
 
     def train(self, plan: StepPlan, upcoming: StepPlan | None) -> RankReport:
@@ -76,6 +78,7 @@ class RankActor:
         try:
             yield
         except BaseException:
+            self._failed_op = self._ready().current_op
             self.teardown()
             raise
 

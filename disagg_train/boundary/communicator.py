@@ -17,7 +17,7 @@ from torch import Tensor
 
 from disagg_train.boundary.buffers import MessageBuffers
 from disagg_train.boundary.exchange import Exchange, Message, Rows
-from disagg_train.boundary.rows import copy_local, index_of, read
+from disagg_train.boundary.rows import copy_local, index_of, is_scattered, read, write
 from disagg_train.boundary.transport import TAGS_PER_STEP, Pending, Transport
 from disagg_train.boundary.transport import Message as Sent
 from disagg_train.errors import BoundaryError
@@ -33,7 +33,7 @@ class _Arrivals:
         self, rows_TD: Tensor, incoming: Sequence[Message], beside: MessageBuffers
     ) -> None:
         self._rows_TD, self._beside = rows_TD, beside
-        self._scattered: list[tuple[Tensor, Tensor]] = []
+        self._scattered: list[tuple[Rows, Tensor]] = []
         self.messages: list[Sent] = []
         for peer, rows in incoming:
             self.messages.append((peer, self._target(rows)))
@@ -43,13 +43,13 @@ class _Arrivals:
         if isinstance(index, slice):
             return self._rows_TD[index]
         target = self._beside.take(len(rows))
-        self._scattered.append((index, target))
+        self._scattered.append((rows, target))
         return target
 
     def settle(self) -> None:
         """Put the scattered rows, now that they are here, into their places."""
-        for index, target in self._scattered:
-            self._rows_TD[index] = target
+        for rows, target in self._scattered:
+            write(self._rows_TD, rows, target)
             self._beside.give_back(target)
         self._scattered.clear()
 
@@ -98,7 +98,7 @@ class Communicator:
         self._transport, self._replicas = transport, replicas
         self.buffers = MessageBuffers(width, dtype, device)
         self._under_way: dict[int, _UnderWay] = {}
-        self._sends: deque[Pending] = deque()
+        self._sends: deque[tuple[Pending, list[Tensor]]] = deque()
         self._tag = 0
         self._sent_bytes = 0
 
@@ -123,12 +123,13 @@ class Communicator:
         tag, rows_TD = self._tag + microbatch, self._buffer(exchange)
         arrivals = _Arrivals(rows_TD, exchange.receives, self.buffers)
         outgoing: list[Sent] = []
+        copies: list[Tensor] = []
         if source_TD is not None:
-            outgoing = _read_each(source_TD, exchange.sends)
             self._await_sends(_MOST_SENDS - 1)
+            outgoing, copies = self._read_each(source_TD, exchange.sends)
         sends, receives = self._transport.start(outgoing, arrivals.messages, tag)
         if outgoing:
-            self._sends.append(sends)
+            self._sends.append((sends, copies))
         if source_TD is not None and exchange.local[0]:
             copy_local(exchange.local, source_TD, rows_TD)
         self._under_way[microbatch] = _UnderWay(exchange, rows_TD, tag, arrivals, receives)
@@ -163,11 +164,30 @@ class Communicator:
         if self._replicas is None or not (exchange.hands_on or exchange.handed):
             return
         handed = _Arrivals(rows_TD, exchange.handed, self.buffers)
-        outgoing = _read_each(rows_TD, exchange.hands_on)
+        outgoing, copies = self._read_each(rows_TD, exchange.hands_on)
         sends, receives = self._replicas.start(outgoing, handed.messages, under_way.tag)
         receives.wait()
         handed.settle()
         sends.wait()
+        self._give_back(copies)
+
+    def _read_each(
+        self, rows_TD: Tensor, messages: Sequence[Message]
+    ) -> tuple[list[Sent], list[Tensor]]:
+        """Return one message per peer, and the copies among them, which are to be given back.
+
+        Peers that get the same rows share one copy.
+        """
+        found: dict[Rows, Tensor] = {}
+        for _, rows in messages:
+            if rows not in found:
+                found[rows] = read(rows_TD, rows, self.buffers)
+        copies = [message_TD for rows, message_TD in found.items() if is_scattered(rows)]
+        return [(peer, found[rows]) for peer, rows in messages], copies
+
+    def _give_back(self, copies: Sequence[Tensor]) -> None:
+        for message_TD in copies:
+            self.buffers.give_back(message_TD)
 
     def release(self, rows_TD: Tensor) -> None:
         """Let the memory of a finished exchange's buffer be used again."""
@@ -181,11 +201,15 @@ class Communicator:
     def _await_sends(self, left: int) -> None:
         """Wait for the oldest sends, so that no more than ``left`` hold their rows.
 
-        The schedule is proved for sends that block until they are received.
+        The schedule is proved for sends that block until they are received. On GPUs the
+        allocator knows what is still in use, and the stream that computes goes on.
         """
         while len(self._sends) > left:
-            self._sends[0].wait()
+            pending, copies = self._sends[0]
+            if self.device.type == "cpu":
+                pending.wait()
             self._sends.popleft()
+            self._give_back(copies)
 
     def take_sent_bytes(self) -> int:
         """Return the bytes sent to other processes since the last call."""
@@ -199,12 +223,3 @@ class Communicator:
         self._transport.close()
         if self._replicas is not None:
             self._replicas.close()
-
-
-def _read_each(rows_TD: Tensor, messages: Sequence[Message]) -> list[Sent]:
-    """Return one message per peer; peers that get the same rows share one copy."""
-    read_rows: dict[Rows, Tensor] = {}
-    for _, rows in messages:
-        if rows not in read_rows:
-            read_rows[rows] = read(rows_TD, rows)
-    return [(peer, read_rows[rows]) for peer, rows in messages]

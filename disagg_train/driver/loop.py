@@ -7,6 +7,7 @@ rank, so the driver's own time hides behind the ranks'.
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from typing import Any
 
 from disagg_train.driver.ports import Group
 from disagg_train.driver.signals import Deliver, deferred_signals
@@ -78,11 +79,28 @@ def _start(groups: Sequence[Group], plan: StepPlan, upcoming: StepPlan | None) -
 
 
 def collect(running: Running, deadline_s: float, deliver: Deliver = lambda: None) -> Reports:
-    """Wait for all groups and return their ranks' reports, by global rank.
+    """Wait for all groups and return their ranks' reports, by global rank."""
+    await_all(running, deadline_s, "step", deliver)
+    reports = [report for future in running for report in future.result()]
+    return sorted(reports, key=lambda report: report.place)
+
+
+def await_all(
+    running: Sequence[Future[Any]], deadline_s: float, what: str, deliver: Deliver = lambda: None
+) -> None:
+    """Wait for all groups.
 
     A rank that fails takes its peers along with errors of their own; all get a moment to
-    report, and the culprit's error is the one that is raised. Signals that are held back
-    are delivered between waits.
+    report, and the culprit's error is the one that is raised.
+
+    Args:
+        running: what each group is at.
+        deadline_s: for all of them together.
+        what: what they are at, for the error.
+        deliver: called between waits, for signals that are held back.
+
+    Raises:
+        RankError: a rank failed, or the deadline passed.
     """
     until_s = time.monotonic() + deadline_s
     done, pending = wait(running, timeout=0.0, return_when=FIRST_EXCEPTION)
@@ -93,12 +111,10 @@ def collect(running: Running, deadline_s: float, deliver: Deliver = lambda: None
         late, _ = wait(pending, timeout=_BLAME_S)
         raise culprit(failed + _errors(late))
     if pending:
-        raise RankError(f"no answer for {deadline_s:g} s; the step hangs", "any", -1)
-    reports = [report for future in running for report in future.result()]
-    return sorted(reports, key=lambda report: report.place)
+        raise RankError(f"no answer for {deadline_s:g} s; the {what} hangs", "any", -1)
 
 
-def _errors(futures: Iterable[Future[Sequence[RankReport]]]) -> list[BaseException]:
+def _errors(futures: Iterable[Future[Any]]) -> list[BaseException]:
     return [error for future in futures if (error := future.exception()) is not None]
 
 

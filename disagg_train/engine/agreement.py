@@ -6,6 +6,7 @@ losses. All ranks then hold the same sum and decide the same.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -60,15 +61,12 @@ def check_same_plan(control: GlooGroup, plan: StepPlan) -> None:
     gloo aborts a process whose receive buffer is too short, so a mismatch must be found here.
 
     Raises:
-        PlanError: naming the ranks that hold another plan than the first one.
+        PlanError: naming the ranks that hold another plan than most, or than the first.
     """
-    digests = control.all_gather(torch.tensor([plan.digest]))
-    odd = [
-        place
-        for place, digest in zip(control.places, digests, strict=True)
-        if digest.item() != digests[0].item()
-    ]
+    digests = [int(digest) for digest in control.all_gather(torch.tensor([plan.digest]))]
+    usual = Counter(digests).most_common(1)[0][0]
+    of_place = dict(zip(control.places, digests, strict=True))
+    odd = [place for place, digest in of_place.items() if digest != usual]
     if odd:
-        raise PlanError(
-            f"step {plan.step}: the ranks {odd} hold another plan than rank {control.places[0]}"
-        )
+        first = next(place for place, digest in of_place.items() if digest == usual)
+        raise PlanError(f"step {plan.step}: the ranks {odd} hold another plan than rank {first}")

@@ -46,12 +46,11 @@ class World:
         timeout = timedelta(seconds=deadline_s)
         self.store = TCPStore(rendezvous.host, rendezvous.port, is_master=False, timeout=timeout)
         self.watchdog = Watchdog()
-        self._init_default_world(timeout)
-        everyone = range(placement.world_size)
+        self.control = self.join("control", tuple(range(placement.world_size)))
         try:
-            self.control = self.join("control", tuple(everyone))
+            self._init_default_world(timeout)
         except BoundaryError:
-            dist.destroy_process_group()
+            self.control.close()
             raise
 
     def _init_default_world(self, timeout: timedelta) -> None:

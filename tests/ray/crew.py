@@ -67,10 +67,9 @@ class Crew:
         known[at] = actors[rank]
 
     def set_up(self, job: JobConfig) -> None:
-        """Build every rank under the next epoch; raises what the first failing rank raised."""
+        """Build every rank under the next epoch; raises the culprit's error."""
         futures = [group.setup(setups) for group, setups in self._setups(job)]
-        for group, future in zip(self.groups, futures, strict=True):
-            results(future, job.deadlines.setup_s, group.name, "setup")
+        loop.await_all(futures, job.deadlines.setup_s, "setup")
 
     def errors_of_set_up(self, job: JobConfig, deadline_s: float) -> dict[str, BaseException]:
         """Build every rank under the next epoch; return each failed group's error."""
