@@ -22,19 +22,27 @@ def explain(
     if isinstance(cause, DataError | PlanError):
         return cause
     message = f"{type(cause).__name__}: {cause}"
-    followed: Cause = "peer" if _follows_from_a_peer(cause) else "raised"
-    return RankError(message, group, rank, node, _op_of(actor), followed)
+    return RankError(message, group, rank, node, _op_of(actor), _cause_of(cause))
 
 
-def hung(actor: ray.actor.ActorHandle, group: str, rank: int, node: str) -> RankError:
-    """Return what is known of a rank that does not answer after its peers gave up on it."""
+def hung(actor: ray.actor.ActorHandle, group: str, rank: int, node: str) -> RankError | None:
+    """Return what is known of a rank that does not answer after its peers gave up on it.
+
+    None where it runs no op, and so is on its way out as its peers are, or where it receives,
+    and so waits for another one itself.
+    """
+    op = _op_of(actor)
+    if op.startswith("recv_"):
+        return None
     message = "it hangs: its peers gave up waiting, and it has not answered since"
-    return RankError(message, group, rank, node, _op_of(actor), "silent")
+    return RankError(message, group, rank, node, op, "silent") if op else None
 
 
-def _follows_from_a_peer(error: BaseException) -> bool:
-    """Whether a rank only lost contact with another one."""
-    return isinstance(error, BoundaryError) or any(text in str(error) for text in _LOST_CONTACT)
+def _cause_of(error: BaseException) -> Cause:
+    """Return whether a rank raised by itself, or only lost contact with another one."""
+    if isinstance(error, BoundaryError):
+        return "peer"
+    return "collective" if any(text in str(error) for text in _LOST_CONTACT) else "raised"
 
 
 def _op_of(actor: ray.actor.ActorHandle) -> str:

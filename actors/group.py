@@ -80,7 +80,7 @@ class ActorGroup:
     def _explain(self, rank: int, error: BaseException) -> Exception:
         return explain(error, self.actors[rank], self._name, rank, self.nodes[rank])
 
-    def _hung(self, rank: int) -> Exception:
+    def _hung(self, rank: int) -> Exception | None:
         return hung(self.actors[rank], self._name, rank, self.nodes[rank])
 
 
@@ -88,14 +88,14 @@ class _Joined:
     """Joins the results of all ranks; fails as soon as a culprit is known.
 
     A rank that only lost contact with a peer waits a moment for the peer's own error. Ranks
-    that have not answered by then hang, and are to blame.
+    that have not answered by then, in the midst of an op, hang and are to blame.
     """
 
     def __init__(
         self,
         refs: list[ray.ObjectRef],
         explain_error: Callable[[int, BaseException], Exception],
-        explain_silence: Callable[[int], Exception],
+        explain_silence: Callable[[int], Exception | None],
     ) -> None:
         self.future: Future[list[Any]] = Future()
         self._results: dict[int, Any] = {}
@@ -117,7 +117,7 @@ class _Joined:
 
     def _on_error(self, rank: int, error: Exception) -> None:
         self._errors[rank] = error
-        if isinstance(error, RankError) and error.cause == "peer":
+        if isinstance(error, RankError) and error.cause in ("peer", "collective"):
             timer = Timer(_BLAME_S, self._blame)
             timer.daemon = True
             timer.start()
@@ -128,7 +128,8 @@ class _Joined:
         answered = {*self._results, *self._errors}
         silent = [rank for rank in range(self._count) if rank not in answered]
         if not self.future.done():
-            self._fail([self._explain_silence(rank) for rank in silent])
+            suspects = [self._explain_silence(rank) for rank in silent]
+            self._fail([suspect for suspect in suspects if suspect is not None])
 
     def _fail(self, suspects: list[Exception]) -> None:
         with self._lock:

@@ -46,11 +46,12 @@ def suite_table() -> "Table":
     """Return the table of results, still without rows; ``table_row`` makes them."""
     from rich.table import Table
 
-    table = Table("pair", title="boundary, forward and backward together; (bars)")
-    for heading in ("ours ms", "Megatron ms", "raw ms", "ours / Megatron", "ours / raw"):
+    table = Table(title="boundary, forward and backward together, in ms; (bars)")
+    table.add_column("pair", no_wrap=True)
+    for heading in ("ours", "Megatron", "raw", "ours/\nMegatron", "ours/\nraw"):
         table.add_column(heading, justify="right")
-    table.add_column("wire / payload", justify="right")
-    table.add_column("busiest rank (least)", justify="right")
+    table.add_column("wire/\npayload", justify="right")
+    table.add_column("busiest rank\n(least)", justify="right")
     return table
 
 
@@ -58,15 +59,20 @@ def table_row(result: BoundaryResult) -> tuple[str, ...]:
     """Return a result as the cells of ``suite_table``."""
     wire = result.wire_over_payload_forward, result.wire_over_payload_backward
     return (
-        f"{result.source} -> {result.destination}",
+        f"{_short(result.source)} -> {_short(result.destination)}",
         f"{result.ours_ms:.1f}",
         "refused" if result.megatron_ms is None else f"{result.megatron_ms:.1f}",
         f"{result.raw_ms:.1f}",
         _ratio_cell(result.ratio_megatron, result.megatron_bar),
         _ratio_cell(result.ratio_raw, result.raw_bar),
-        f"{wire[0]:.2f}, {wire[1]:.2f}",
+        f"{wire[0]:.2f} {wire[1]:.2f}",
         f"{result.max_rank_wire_over_payload:.3f} ({result.max_rank_lower_bound:.3f})",
     )
+
+
+def _short(layout: str) -> str:
+    """Return ``tp=2,sp=true`` as ``tp2 sp``: a row must fit a terminal."""
+    return layout.replace("=true", "").replace("=", "").replace(",", " ")
 
 
 def refusals(results: list[BoundaryResult]) -> list[str]:

@@ -1,7 +1,8 @@
 """Plain processes without Ray: one per rank, each answering requests over a pipe.
 
-They are started afresh (``spawn``), so nothing of the parent's threads is in them, and
-they end with the parent. Every wait has a deadline.
+They are forked from a server that has imported what they need and started no thread, so
+nothing of the parent's threads is in them, and they end with the parent. Every wait has a
+deadline.
 """
 
 import multiprocessing
@@ -15,6 +16,7 @@ from typing import Protocol, Self
 from disagg_train.errors import RankError
 
 _GOODBYE_S = 10.0
+_PRELOAD = "disagg_train.bench.preload"
 
 
 class Worker[Answer](Protocol):
@@ -44,7 +46,8 @@ class Processes[Setup, Answer]:
     ) -> None:
         self._deadline_s = deadline_s
         self._pipes: list[Connection] = []
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([_PRELOAD])
         self._processes = []
         for setup in setups:
             ours, theirs = context.Pipe()

@@ -73,7 +73,7 @@ def test_an_actor_killed_while_its_peer_waits_for_it_is_named(
     running = [group.train(plans_of(JOB)[0], None) for group in crew.groups]
     fault.wait()
     receive = "recv_forward vision->language 1"
-    wait_until(lambda: current_op(crew, 2) == receive, "the peer did not come to its receive")
+    wait_until(lambda: current_op(crew, 3) == receive, "the peer did not come to its receive")
     begin = time.monotonic()
     os.kill(before[1], signal.SIGKILL)
     with pytest.raises(RankError, match="the actor died") as caught:
