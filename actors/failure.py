@@ -25,19 +25,6 @@ def explain(
     return RankError(message, group, rank, node, _op_of(actor), _cause_of(cause))
 
 
-def hung(actor: ray.actor.ActorHandle, group: str, rank: int, node: str) -> RankError | None:
-    """Return what is known of a rank that does not answer after its peers gave up on it.
-
-    None where it runs no op, and so is on its way out as its peers are, or where it receives,
-    and so waits for another one itself.
-    """
-    op = _op_of(actor)
-    if op.startswith("recv_"):
-        return None
-    message = "it hangs: its peers gave up waiting, and it has not answered since"
-    return RankError(message, group, rank, node, op, "silent") if op else None
-
-
 def _cause_of(error: BaseException) -> Cause:
     """Return whether a rank raised by itself, or only lost contact with another one."""
     if isinstance(error, BoundaryError):

@@ -10,7 +10,7 @@ import ray
 from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from actors.failure import explain, hung
+from actors.failure import explain
 from disagg_train.engine.setup import RankSetup
 from disagg_train.errors import ClusterError, RankError, culprit
 from disagg_train.metrics.records import RankReport
@@ -75,66 +75,51 @@ class ActorGroup:
 
     def _all(self, refs: list[ray.ObjectRef]) -> "Future[Any]":
         """Return one future of all results; it fails as soon as one of them does."""
-        return _Joined(refs, self._explain, self._hung).future
+        return _Joined(refs, self._explain).future
 
     def _explain(self, rank: int, error: BaseException) -> Exception:
         return explain(error, self.actors[rank], self._name, rank, self.nodes[rank])
-
-    def _hung(self, rank: int) -> Exception | None:
-        return hung(self.actors[rank], self._name, rank, self.nodes[rank])
 
 
 class _Joined:
     """Joins the results of all ranks; fails as soon as a culprit is known.
 
-    A rank that only lost contact with a peer waits a moment for the peer's own error. Ranks
-    that have not answered by then, in the midst of an op, hang and are to blame.
+    A rank that only lost contact with a peer waits a moment for the peer's own error.
     """
 
     def __init__(
-        self,
-        refs: list[ray.ObjectRef],
-        explain_error: Callable[[int, BaseException], Exception],
-        explain_silence: Callable[[int], Exception | None],
+        self, refs: list[ray.ObjectRef], explain_error: Callable[[int, BaseException], Exception]
     ) -> None:
         self.future: Future[list[Any]] = Future()
         self._results: dict[int, Any] = {}
-        self._errors: dict[int, BaseException] = {}
-        self._count, self._lock = len(refs), Lock()
-        self._explain, self._explain_silence = explain_error, explain_silence
+        self._errors: list[BaseException] = []
+        self._count, self._lock, self._explain = len(refs), Lock(), explain_error
         for rank, ref in enumerate(refs):
             ref.future().add_done_callback(lambda f, rank=rank: self._on_done(rank, f))
 
     def _on_done(self, rank: int, result: "Future[Any]") -> None:
         error = result.exception()
         if error is not None:
-            self._on_error(rank, self._explain(rank, error))
+            self._on_error(self._explain(rank, error))
             return
         with self._lock:
             self._results[rank] = result.result()
             if len(self._results) == self._count and not self.future.done():
                 self.future.set_result([self._results[i] for i in range(self._count)])
 
-    def _on_error(self, rank: int, error: Exception) -> None:
-        self._errors[rank] = error
+    def _on_error(self, error: Exception) -> None:
+        self._errors.append(error)
         if isinstance(error, RankError) and error.cause in ("peer", "collective"):
-            timer = Timer(_BLAME_S, self._blame)
+            timer = Timer(_BLAME_S, self._fail)
             timer.daemon = True
             timer.start()
         else:
-            self._fail([error])
+            self._fail()
 
-    def _blame(self) -> None:
-        answered = {*self._results, *self._errors}
-        silent = [rank for rank in range(self._count) if rank not in answered]
-        if not self.future.done():
-            suspects = [self._explain_silence(rank) for rank in silent]
-            self._fail([suspect for suspect in suspects if suspect is not None])
-
-    def _fail(self, suspects: list[Exception]) -> None:
+    def _fail(self) -> None:
         with self._lock:
             if not self.future.done():
-                self.future.set_exception(culprit([*self._errors.values(), *suspects]))
+                self.future.set_exception(culprit(self._errors))
 
 
 def results(future: "Future[Any]", deadline_s: float, group: str, what: str) -> list[Any]:

@@ -147,7 +147,8 @@ class Executor:
     def _release_inputs(self, op: Op) -> None:
         """Let the memory of a stage's received rows be used again."""
         for name, link in self._into(op.module).items():
-            link.forward.release(self._leaves.pop((name, op.microbatch)))
+            if (name, op.microbatch) in self._leaves:
+                link.forward.release(self._leaves.pop((name, op.microbatch)))
 
     def _is_scored(self, stage: Stage) -> bool:
         """Whether a stage ends in a loss: nothing takes its rows."""

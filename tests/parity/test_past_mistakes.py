@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from actors.pool import ActorPool
 from disagg_train.config.job import JobConfig
-from disagg_train.config.load import load_job
 from disagg_train.driver.parity import one_process
 from disagg_train.trainer import Trainer
 from tests.parity.jobs import Degrees, small_job
@@ -22,40 +21,14 @@ pytestmark = pytest.mark.ray
 Tensors = dict[str, NDArray[Any]]
 
 
-@pytest.mark.parametrize("colocated", [False, True], ids=["disjoint", "colocated"])
 @pytest.mark.parametrize(
-    ("vision", "language"),
-    [({"dp": 3}, {"dp": 1}), ({"dp": 1}, {"dp": 3}), ({"dp": 3}, {"tp": 3})],
-    ids=["dp 3:1", "dp 1:3", "dp 3:1, tp 1:3"],
+    ("vision", "language"), [({"dp": 3}, {"dp": 1}), ({"dp": 1}, {"dp": 3})], ids=["3:1", "1:3"]
 )
 def test_encoder_gradients_do_not_depend_on_the_dp_ratio(
-    pool: ActorPool, vision: Degrees, language: Degrees, colocated: bool
+    pool: ActorPool, vision: Degrees, language: Degrees
 ) -> None:
-    if colocated:
-        vision, language = on_three_ranks(vision), on_three_ranks(language)
-    parity = Trainer(divisible_by_three(vision, language, colocated)).verify(2, pool)
+    parity = Trainer(small_job(vision, language)).verify(2, pool)
     assert parity.ok, parity
-
-
-def on_three_ranks(degrees: Degrees) -> Degrees:
-    """Fill three ranks, as colocated modules must, with tp where dp is 1."""
-    return degrees if 3 in degrees.values() else {**degrees, "tp": 3}
-
-
-def divisible_by_three(vision: Degrees, language: Degrees, colocated: bool) -> JobConfig:
-    """Return the small job with heads and widths that tp 3 divides."""
-    job = small_job(vision if "tp" not in vision else {"dp": 3}, {"dp": 3}, colocated=True)
-    content: dict[str, Any] = job.model_dump(mode="json")
-    sizes = {"hidden_size": 48, "num_attention_heads": 6}
-    content["modules"]["vision"]["model"] |= sizes
-    content["modules"]["language"]["model"] |= sizes | {"num_query_groups": 3}
-    content["modules"]["vision"]["parallel"] = vision
-    content["modules"]["language"]["parallel"] = language
-    if not colocated:
-        ranks = {m: d.get("dp", 1) * d.get("tp", 1) for m, d in (("v", vision), ("l", language))}
-        content["groups"] = {"encoders": {"ranks": ranks["v"]}, "language": {"ranks": ranks["l"]}}
-        content["modules"]["vision"]["group"] = "encoders"
-    return load_job(content, ())
 
 
 def weights_by_rank(job: JobConfig, pool: ActorPool) -> list[Tensors]:
