@@ -102,7 +102,7 @@ class Executor:
         self._input_grads: dict[tuple[str, int], Tensor] = {}
         self._spans: list[Span] = []
         self._answers: dict[int, list[int]] = {}
-        self._loss_sum = 0.0
+        self._loss_sum = torch.zeros((), dtype=torch.float64)
         self._agreement: Agreement | None = None
         for stage in self._stages.values():
             if stage.optimizer is not None:
@@ -117,7 +117,7 @@ class Executor:
                 way.drain()
             sent[name] = sum(way.take_sent_bytes() for way in ways)
             peak_bytes += sum(way.buffers.take_peak_bytes() for way in ways)
-        agreement = self._agreement or Agreement(loss_sum=self._loss_sum)
+        agreement = self._agreement or Agreement(loss_sum=float(self._loss_sum))
         return RankReport(
             place=self._world.place,
             modules=tuple(stage.module for stage in self._stages.values()),
@@ -137,7 +137,7 @@ class Executor:
         batch = self._inputs.batches[stage.module][op.microbatch]
         output = stage.forward(op.microbatch, batch, self._inputs_of(op))
         if self._is_scored(stage):
-            self._count_loss(stage, float(output.detach().sum()))
+            self._count_loss(stage, output.detach().sum())
         else:
             self._rows[op.module, op.microbatch] = output
         if op.module not in self._with_backward:
@@ -167,10 +167,13 @@ class Executor:
             if (name, op.microbatch) in self._leaves
         }
 
-    def _count_loss(self, stage: Stage, loss_sum: float) -> None:
-        """Every tp rank of a cp rank sees the same loss; one of them counts it."""
+    def _count_loss(self, stage: Stage, loss_sum: Tensor | float) -> None:
+        """Every tp rank of a cp rank sees the same loss; one of them counts it.
+
+        The sum stays where it is until all ranks agree: reading it would hold the host up.
+        """
         if stage.groups.tp.rank() == 0:
-            self._loss_sum += loss_sum
+            self._loss_sum = self._loss_sum + loss_sum
 
     def _backward(self, op: Op) -> None:
         output_grad_TD = self._output_grads.pop((op.module, op.microbatch), None)
@@ -258,7 +261,9 @@ class Executor:
         del op
         self._world.device.settle()  # what an abort set free must not be agreed upon
         self._world.watchdog.check()
-        self._agreement = agree(self._world.control, self._stages, self._modules, self._loss_sum)
+        self._agreement = agree(
+            self._world.control, self._stages, self._modules, float(self._loss_sum)
+        )
 
     def _optimizer_step(self, op: Op) -> None:
         optimizer = self._stages[op.module].optimizer

@@ -191,7 +191,7 @@ _RESULT = BoundaryResult(
 
 def test_a_row_of_the_suite_shows_each_ratio_with_its_bar() -> None:
     cells = table_row(_RESULT)
-    assert cells[0] == "dp=2 -> tp=2,sp=true"
+    assert cells[0] == "dp2 -> tp2 sp"
     assert cells[4:6] == ("0.30 (<= 0.5)", "1.20 (<= 1.3)")
 
 
