@@ -16,7 +16,7 @@ from disagg_train.errors import ClusterError, RankError, culprit
 from disagg_train.metrics.records import RankReport
 from disagg_train.planner.step_plan import StepPlan
 
-_BLAME_S = 2.0
+_BLAME_S = 4.0
 
 
 class ActorGroup:

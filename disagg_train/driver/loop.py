@@ -17,7 +17,7 @@ from disagg_train.planner.step_plan import StepPlan
 
 Reports = list[RankReport]
 Running = list[Future[Sequence[RankReport]]]
-_BLAME_S = 3.0
+_BLAME_S = 5.0
 _POLL_S = 0.2
 
 
