@@ -17,10 +17,9 @@ from torch import Tensor
 
 from disagg_train.boundary.buffers import MessageBuffers
 from disagg_train.boundary.exchange import Exchange, Message, Rows
-from disagg_train.boundary.rows import copy_local, index_of, is_scattered, read, write
+from disagg_train.boundary.rows import copy_local, is_scattered, read, write
 from disagg_train.boundary.transport import TAGS_PER_STEP, Pending, Transport
 from disagg_train.boundary.transport import Message as Sent
-from disagg_train.errors import BoundaryError
 
 _TAGS = 1 << 30
 _MOST_SENDS = 2
@@ -39,9 +38,8 @@ class _Arrivals:
             self.messages.append((peer, self._target(rows)))
 
     def _target(self, rows: Rows) -> Tensor:
-        index = index_of(rows, self._rows_TD.device)
-        if isinstance(index, slice):
-            return self._rows_TD[index]
+        if not is_scattered(rows):
+            return self._rows_TD[rows[0] : rows[-1] + 1]
         target = self._beside.take(len(rows))
         self._scattered.append((rows, target))
         return target
@@ -150,12 +148,9 @@ class Communicator:
                 microbatch and the peer.
         """
         under_way = self._under_way.pop(microbatch)
-        try:
-            under_way.receives.wait()
-            under_way.arrivals.settle()
-            self._complete(under_way)
-        except BoundaryError as error:
-            raise BoundaryError(f"{self.name}: {error}") from None
+        under_way.receives.wait()
+        under_way.arrivals.settle()
+        self._complete(under_way)
         return under_way.rows_TD
 
     def _complete(self, under_way: _UnderWay) -> None:

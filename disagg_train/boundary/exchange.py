@@ -10,15 +10,16 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from disagg_train.boundary.routes import Interval, Route, common, intersect, rows_of, without
 from disagg_train.topology.layout import Holding, Layout
 
 Rows = tuple[int, ...]
-
-
 Message = tuple[int, Rows]
 """A peer, and the rows to read for it or to write from it."""
+
+_LONG_RUN = 256
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,9 @@ class Exchange:
     """What one process does for one microbatch and direction.
 
     Args:
-        sends: rows of the buffer to read, one packed message per peer.
-        receives: rows of the buffer to fill, one packed message per peer.
+        sends: rows of the buffer to read. A peer gets one packed message, or one per run of
+            rows where runs are long; its ``receives`` are cut alike.
+        receives: rows of the buffer to fill, likewise.
         local: (rows to read, rows to write) of tokens that this process holds already.
         num_rows: rows of the buffer to fill; rows that nobody sends stay zero.
         hands_on: rows of the filled buffer for the other replicas, after ``receives``.
@@ -56,11 +58,6 @@ class Exchange:
         """Rows of the buffer that something arrives in."""
         handed = sum(len(rows) for _, rows in self.handed)
         return self.num_received + len(self.local[1]) + handed
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether this process has nothing to read or write."""
-        return not (self.sends or self.num_filled or self.hands_on)
 
 
 @dataclass(frozen=True)
@@ -114,28 +111,39 @@ def _exchange(
             outgoing[route.destination].append((route.start, route.stop))
         if route.destination == place:
             incoming[route.source].append((route.start, route.stop))
-    sends = _messages(source, place, outgoing)
+    sends = _messages(source, destination, place, outgoing)
     if place not in destination.places:
         return Exchange(sends=sends)
     hands_on, handed = _hand_ons(source, destination, place, routes)
     return Exchange(
         sends=sends,
-        receives=_messages(destination, place, incoming),
+        receives=_messages(destination, source, place, incoming),
         local=_local(source, destination, place),
         num_rows=num_rows[destination.places.index(place)],
-        hands_on=_messages(destination, place, hands_on),
-        handed=_messages(destination, place, handed),
+        hands_on=_messages(destination, destination, place, hands_on),
+        handed=_messages(destination, destination, place, handed),
     )
 
 
 def _messages(
-    layout: Layout, place: int, tokens: Mapping[int, list[Interval]]
+    mine: Layout, theirs: Layout, place: int, tokens: Mapping[int, list[Interval]]
 ) -> tuple[Message, ...]:
-    """Return the rows of each peer's tokens, by peer; peers without tokens are left out."""
-    if not tokens:
-        return ()
-    holding = layout.holdings[layout.places.index(place)]
-    return tuple((peer, tuple(rows_of(holding, tokens[peer]))) for peer in sorted(tokens))
+    """Return the rows of each peer's tokens in ``mine``, cut into messages, by peer."""
+    messages: list[Message] = []
+    for peer in sorted(tokens):
+        rows = rows_of(_holding(mine, place), tokens[peer])
+        runs = _runs(rows, rows_of(_holding(theirs, peer), tokens[peer]))
+        if len(runs) * _LONG_RUN > len(rows):
+            runs = [slice(None)]
+        messages += [(peer, tuple(rows[run])) for run in runs]
+    return tuple(messages)
+
+
+def _runs(mine: Sequence[int], theirs: Sequence[int]) -> list[slice]:
+    """Return the parts of two lists of rows in which both are runs of neighbours."""
+    pairs = enumerate(zip(pairwise(mine), pairwise(theirs), strict=True), start=1)
+    breaks = [i for i, ((a, b), (c, d)) in pairs if b != a + 1 or d != c + 1]
+    return [slice(*ends) for ends in pairwise([0, *breaks, len(mine)])]
 
 
 def _local(source: Layout, destination: Layout, place: int) -> tuple[Rows, Rows]:

@@ -70,18 +70,14 @@ class Side:
         self, stage: int, streams: Sequence[Stream], tokens: Sequence[Sequence[Span]]
     ) -> Layout:
         """Lay the tokens of every dp rank's full stream out over the ranks of a pp stage."""
-        ranks = self.grid.stage(stage)
-        parts = self.cut.tp
         found: dict[tuple[int, int, int], Holding] = {}
-        for rank in ranks:
-            at = self.grid.coordinates(rank)
-            key = at["dp"], at["cp"], at["tp"] % parts
-            if key not in found:
-                found[key] = streams[key[0]].holding(tokens[key[0]], *key[1:])
         holdings = []
-        for rank in ranks:
+        for rank in self.grid.stage(stage):
             at = self.grid.coordinates(rank)
-            holdings.append(found[at["dp"], at["cp"], at["tp"] % parts])
+            dp_rank, cp_rank, tp_rank = key = at["dp"], at["cp"], at["tp"] % self.cut.tp
+            if key not in found:
+                found[key] = streams[dp_rank].holding(tokens[dp_rank], cp_rank, tp_rank)
+            holdings.append(found[key])
         return Layout(self.stage_places(stage), tuple(holdings), self.replicas)
 
 

@@ -2,8 +2,8 @@
 
 How a message finds its buffer: NCCL has no tags. It matches the n-th send of a pair of
 ranks with the n-th receive of that pair, per communicator. Each direction of a boundary has
-a communicator of its own, both sides start its exchanges in microbatch order, and an
-exchange holds at most one message per pair and way: so the order of ``start`` calls is the
+a communicator of its own, both sides start its exchanges in microbatch order, and list the
+messages of a pair in one order: so the order of calls, and of messages in a call, is the
 matching. Messages without rows are left out on both sides, which know all sizes.
 
 How streams are ordered: messages wait for what the current stream holds at ``start``, and

@@ -1,8 +1,8 @@
 """What a boundary asks of a transport: start a group of messages, wait for it later.
 
 Buffers are contiguous tensors of shape ``[rows, D]``. Peers are global ranks. Every rank
-starts its exchanges in schedule order; gloo matches the messages of two ranks by tag, NCCL
-by the order of ``start`` calls, so at most one message per peer and way in a call.
+starts its exchanges in schedule order. Two ranks' messages of one call match in their order;
+gloo matches calls by tag, NCCL by the order of the calls.
 """
 
 from collections.abc import Sequence

@@ -170,6 +170,17 @@ class JobConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _names_hold_no_separators(self) -> Self:
+        """Stages and edges are called `vision.0` and `vision->language`."""
+        for name in self.modules:
+            if not name.isidentifier():
+                raise ConfigError(
+                    f"modules: {name!r} is no plain name; use letters, digits and _, and begin "
+                    f"with a letter"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _groups_are_known_and_used(self) -> Self:
         for name, module in self.modules.items():
             if module.group not in self.groups:

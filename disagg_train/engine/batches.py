@@ -160,6 +160,7 @@ def make_packing(stream: Stream, positions_RT: Ints, unit: int, device: torch.de
     lengths = tuple(length for length, _ in filled)
     padded = tuple(room for _, room in filled)
     bounds, padded_bounds = cumulative(lengths, device), cumulative(padded, device)
+    positions = _tensor(positions_RT, device)
     return Packing(
         qkv_format="thd",
         cu_seqlens_q=bounds,
@@ -170,7 +171,8 @@ def make_packing(stream: Stream, positions_RT: Ints, unit: int, device: torch.de
         max_seqlen_kv=max(padded),
         lengths=lengths,
         padded=padded,
-        positions_RT=_tensor(positions_RT, device),
+        positions_RT=positions,
+        order_K=positions.flatten().argsort(),
     )
 
 

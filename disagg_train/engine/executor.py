@@ -52,6 +52,13 @@ class Executor:
     ) -> None:
         self._world, self._stages, self._links = world, stages, links
         self._modules = tuple(modules)
+        self._into: dict[str, dict[str, Link]] = {stage: {} for stage in stages}
+        self._out_of: dict[str, list[Link]] = {stage: [] for stage in stages}
+        for name, link in links.items():
+            if link.edge.destination_stage in stages:
+                self._into[link.edge.destination_stage][name] = link
+            if link.edge.source_stage in stages:
+                self._out_of[link.edge.source_stage].append(link)
         self._do = {
             OpKind.FORWARD: self._forward,
             OpKind.BACKWARD: self._backward,
@@ -136,34 +143,25 @@ class Executor:
         stage = self._stages[op.module]
         batch = self._inputs.batches[stage.module][op.microbatch]
         output = stage.forward(op.microbatch, batch, self._inputs_of(op))
-        if self._is_scored(stage):
-            self._count_loss(stage, output.detach().sum())
-        else:
+        if self._out_of[op.module]:
             self._rows[op.module, op.microbatch] = output
+        else:
+            self._count_loss(stage, output.detach().sum())
         if op.module not in self._with_backward:
             stage.release(op.microbatch)
             self._release_inputs(op)
 
     def _release_inputs(self, op: Op) -> None:
         """Let the memory of a stage's received rows be used again."""
-        for name, link in self._into(op.module).items():
+        for name, link in self._into[op.module].items():
             if (name, op.microbatch) in self._leaves:
                 link.forward.release(self._leaves.pop((name, op.microbatch)))
-
-    def _is_scored(self, stage: Stage) -> bool:
-        """Whether a stage ends in a loss: nothing takes its rows."""
-        return all(link.edge.source_stage != stage.name for link in self._links.values())
-
-    def _into(self, stage: str) -> dict[str, Link]:
-        """Return the edges that feed a stage, by name."""
-        links = self._links.items()
-        return {name: link for name, link in links if link.edge.destination_stage == stage}
 
     def _inputs_of(self, op: Op) -> dict[str, Tensor]:
         """Return the rows that a stage received, by the name that its model knows."""
         return {
             link.input_name: self._leaves[name, op.microbatch]
-            for name, link in self._into(op.module).items()
+            for name, link in self._into[op.module].items()
             if (name, op.microbatch) in self._leaves
         }
 
@@ -178,11 +176,11 @@ class Executor:
     def _backward(self, op: Op) -> None:
         output_grad_TD = self._output_grads.pop((op.module, op.microbatch), None)
         grads = self._stages[op.module].backward(op.microbatch, output_grad_TD)
-        for name, link in self._into(op.module).items():
+        for name, link in self._into[op.module].items():
             self._input_grads[name, op.microbatch] = grads[link.input_name]
         self._release_inputs(op)
-        for link in self._links.values():
-            if link.edge.source_stage == op.module and output_grad_TD is not None:
+        for link in self._out_of[op.module]:
+            if output_grad_TD is not None:
                 link.backward.release(output_grad_TD)
 
     def _evaluate(self, op: Op) -> None:

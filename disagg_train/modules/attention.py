@@ -69,8 +69,8 @@ class CoreAttention(nn.Module):
         return self._packed(q, k, v, packed_seq_params)
 
     def _packed(self, q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor, packing: Packing) -> Tensor:
-        k_KGC = self._gather(k_TGC, packing.positions_RT)
-        v_KGC = self._gather(v_TGC, packing.positions_RT)
+        k_KGC = self._gather(k_TGC, packing.order_K)
+        v_KGC = self._gather(v_TGC, packing.order_K)
         lengths, padded = packing.lengths, packing.padded
         queries_per_sample = q_THC.split([length // self.cp for length in padded])
         mine = packing.positions_RT[self.cp_rank].split([length // self.cp for length in padded])
@@ -83,17 +83,18 @@ class CoreAttention(nn.Module):
 
     def _padded(self, q_SBHC: Tensor, k_SBGC: Tensor, v_SBGC: Tensor) -> Tensor:
         positions_RS = zigzag(q_SBHC.shape[0] * self.cp, self.cp, q_SBHC.device)
-        k, v = self._gather(k_SBGC, positions_RS), self._gather(v_SBGC, positions_RS)
+        order_K = positions_RS.flatten().argsort()
+        k, v = self._gather(k_SBGC, order_K), self._gather(v_SBGC, order_K)
         return self._attend(q_SBHC, k, v, positions_RS[self.cp_rank]).flatten(start_dim=2)
 
-    def _gather(self, rows: Tensor, positions_RT: Tensor) -> Tensor:
+    def _gather(self, rows: Tensor, order_K: Tensor) -> Tensor:
         """Return all cp ranks' rows in order of position; gradients go back to their owners."""
         if self.cp == 1:
             return rows
         gathered = gather_from_sequence_parallel_region(
             rows.contiguous(), tensor_parallel_output_grad=True, group=self.cp_group
         )
-        return gathered[positions_RT.flatten().argsort()]
+        return gathered[order_K]
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, positions_T: Tensor) -> Tensor:
         """Attend within samples of one length; queries sit at the given positions of theirs.

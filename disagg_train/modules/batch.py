@@ -19,11 +19,13 @@ class Packing(PackedSeqParams):
         lengths: tokens of each sequence.
         padded: positions that each takes, over all cp ranks.
         positions_RT: position in the full stream of every row of each cp rank, ``[cp, T]``.
+        order_K: of all cp ranks' rows, one rank after the other, the one at each position.
     """
 
     lengths: tuple[int, ...] = ()
     padded: tuple[int, ...] = ()
     positions_RT: Tensor = None
+    order_K: Tensor = None
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Carries out the exchanges of all processes in plain lists."""
 
+from collections import defaultdict, deque
 from collections.abc import Mapping
 
-from disagg_train.boundary.exchange import Exchange
+from disagg_train.boundary.exchange import Exchange, Message
 
 Value = int | float | str | None
 Exchanges = Mapping[int, Exchange]
@@ -20,33 +21,37 @@ def play(exchanges: Exchanges, sending: Mapping[int, list[Value]]) -> Buffers:
 
     First all sends, receives and local copies; then replicas hand on what they have by now.
     """
-    wire = {
-        (place, peer): _read(sending[place], rows)
-        for place, exchange in exchanges.items()
-        for peer, rows in exchange.sends
-    }
+    wire = {place: (sending.get(place, []), e.sends) for place, e in exchanges.items()}
+    messages = _under_way(wire)
     filled: Buffers = {place: [ZERO] * e.num_rows for place, e in exchanges.items()}
     for place, exchange in exchanges.items():
         for peer, rows in exchange.receives:
-            _write(filled[place], rows, wire.pop((peer, place)))
+            _write(filled[place], rows, messages[peer, place].popleft())
         reads, writes = exchange.local
         if reads or writes:
             _write(filled[place], writes, _read(sending[place], reads))
-    assert not wire, f"messages that nobody received: {sorted(wire)}"
+    assert not any(messages.values()), f"messages that nobody received: {messages}"
     _hand_on(exchanges, filled)
     return filled
 
 
 def _hand_on(exchanges: Exchanges, filled: Buffers) -> None:
-    between = {
-        (place, peer): _read(filled[place], rows)
-        for place, exchange in exchanges.items()
-        for peer, rows in exchange.hands_on
-    }
+    messages = _under_way({place: (filled[place], e.hands_on) for place, e in exchanges.items()})
     for place, exchange in exchanges.items():
         for peer, rows in exchange.handed:
-            _write(filled[place], rows, between.pop((peer, place)))
-    assert not between, f"rows that nobody was handed: {sorted(between)}"
+            _write(filled[place], rows, messages[peer, place].popleft())
+    assert not any(messages.values()), f"rows that nobody was handed: {messages}"
+
+
+def _under_way(
+    sent: Mapping[int, tuple[list[Value], tuple[Message, ...]]],
+) -> defaultdict[tuple[int, int], deque[list[Value]]]:
+    """Return the messages between each two processes, in the order in which they were sent."""
+    messages: defaultdict[tuple[int, int], deque[list[Value]]] = defaultdict(deque)
+    for place, (buffer, outgoing) in sent.items():
+        for peer, rows in outgoing:
+            messages[place, peer].append(_read(buffer, rows))
+    return messages
 
 
 def _read(buffer: list[Value], rows: tuple[int, ...]) -> list[Value]:

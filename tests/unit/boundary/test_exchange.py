@@ -1,16 +1,28 @@
 """Exchanges of all processes together, against the oracle's buffers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 
-from disagg_train.boundary.exchange import Exchange, Rows
+from disagg_train.boundary import exchange as product
+from disagg_train.boundary.exchange import BoundaryLayouts, Exchange, Rows
 from disagg_train.planner.step_plan import SampleSize, Slot, StepPlan
+from disagg_train.topology.layout import Holding, Layout, Span
 from tests.unit.boundary.player import PADDING, ZERO, Exchanges, play
 from tests.unit.boundary.strategies import ENCODER, LANGUAGE, BoundaryCase, boundary_cases
 
 Messages = tuple[tuple[int, Rows], ...]
+
+
+@pytest.fixture(scope="module", autouse=True, params=["packed", "cut"])
+def messages(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Whether a peer gets one message, or one for every run of neighbouring rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "cut":
+            patch.setattr(product, "_LONG_RUN", 1)
+        yield request.param
 
 
 def both_ways(case: BoundaryCase) -> tuple[Exchanges, Exchanges]:
@@ -76,14 +88,9 @@ def test_a_process_copies_what_it_holds_itself_and_takes_only_the_rest(case: Bou
 def test_backward_messages_are_the_transpose_of_forward_messages(case: BoundaryCase) -> None:
     for place in case.places:
         there, back = case.forward[place], case.backward[place]
-        assert by_peer(back.sends) == by_peer(there.receives)
-        assert by_peer(back.receives) == by_peer(there.sends)
+        assert back.sends == there.receives
+        assert back.receives == there.sends
         assert copies(back.local) == {(write, read) for read, write in copies(there.local)}
-
-
-def by_peer(messages: Messages) -> dict[int, Rows]:
-    assert len(dict(messages)) == len(messages), "more than one message for a peer"
-    return dict(messages)
 
 
 def copies(local: tuple[Rows, Rows]) -> set[tuple[int, int]]:
@@ -99,15 +106,29 @@ def test_no_process_sends_a_message_to_itself_or_an_empty_one(case: BoundaryCase
                 assert rows
 
 
-@given(boundary_cases())
-def test_both_ends_of_a_message_agree_on_its_rows(case: BoundaryCase) -> None:
+@given(case=boundary_cases())
+def test_a_peer_gets_one_message_unless_long_runs_need_no_copy(
+    case: BoundaryCase, messages: str
+) -> None:
     for exchanges in both_ways(case):
-        sent = {(p, peer): len(rows) for p, e in exchanges.items() for peer, rows in e.sends}
-        received = {(peer, p): len(rows) for p, e in exchanges.items() for peer, rows in e.receives}
-        assert sent == received
-        given_on = {(p, peer): len(rows) for p, e in exchanges.items() for peer, rows in e.hands_on}
-        handed = {(peer, p): len(rows) for p, e in exchanges.items() for peer, rows in e.handed}
-        assert given_on == handed
+        for e in exchanges.values():
+            for kind in (e.sends, e.receives, e.hands_on, e.handed):
+                if messages == "packed":
+                    assert len(dict(kind)) == len(kind)
+                else:
+                    assert all(rows == tuple(range(rows[0], rows[-1] + 1)) for _, rows in kind)
+
+
+@pytest.mark.parametrize("run", [2, 256])
+def test_both_ends_cut_a_message_at_the_end_of_a_long_run(run: int, messages: str) -> None:
+    held = Holding((Span(0, run, 0), Span(run, 3 * run, 2 * run)))
+    source = Layout((0,), (held,), ((0,),))
+    destination = Layout((1,), (Holding((Span(0, 3 * run, 0),)),), ((0,),))
+    layouts = BoundaryLayouts(source, destination, (4 * run,))
+    routes = layouts.routes()
+    sent, received = layouts.forward(0, routes).sends, layouts.forward(1, routes).receives
+    expected = [3 * run] if (run, messages) == (2, "packed") else [run, 2 * run]
+    assert [len(rows) for _, rows in sent] == [len(rows) for _, rows in received] == expected
 
 
 @given(boundary_cases())
@@ -182,16 +203,10 @@ def images_only(case: BoundaryCase) -> BoundaryCase:
 
 
 @given(boundary_cases())
-def test_an_exchange_is_empty_iff_the_process_neither_sends_nor_takes_a_token(
+def test_a_process_that_neither_sends_nor_needs_a_token_has_nothing_to_do(
     case: BoundaryCase,
 ) -> None:
     senders = {route.source for route in case.routes if not route.is_local}
     for place, exchange in case.forward.items():
-        assert exchange.is_empty == (place not in senders and not case.needed_by(place))
-
-
-def test_a_process_outside_the_boundary_has_nothing_to_do() -> None:
-    assert Exchange().is_empty
-    assert Exchange(num_rows=3).is_empty
-    assert not Exchange(hands_on=((1, (4,)),)).is_empty
-    assert not Exchange(handed=((1, (4,)),)).is_empty
+        if place not in senders and not case.needed_by(place):
+            assert replace(exchange, num_rows=0) == Exchange()

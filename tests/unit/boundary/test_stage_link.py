@@ -123,13 +123,12 @@ def test_an_encoders_rows_are_patches_and_a_lane_without_images_is_empty() -> No
     first, second, third, fourth = link_over([3, 0], [[0], [1]], merge=2)
     assert first.sends == ((6, (0, 1, 2, 3, 4, 5)),)
     assert third.receives == ((4, (0, 1, 2, 3, 4, 5)),)
-    assert second.is_empty and fourth.is_empty
-    assert fourth.num_rows == 0
+    assert second == fourth == Exchange()
 
 
 def test_the_llms_rows_are_whole_sequences_and_a_lane_without_samples_is_empty() -> None:
     first, second, third, fourth = link_over([3, 0], [[], [1, 0]], merge=None)
-    assert first.is_empty and third.is_empty
+    assert first == third == Exchange()
     assert second.sends == ((7, tuple(range(7))),)
     assert fourth.num_rows == 7
 

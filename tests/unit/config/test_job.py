@@ -151,3 +151,9 @@ def parts_of_the_job() -> list[type[Config]]:
     for part in parts:
         parts += part.__subclasses__()
     return parts
+
+
+@pytest.mark.parametrize("name", ["vision.0", "vision->x", "2vision", ""])
+def test_a_module_whose_name_is_no_plain_name_is_refused(name: str) -> None:
+    modules = {name: JOB["modules"]["vision"], "language": JOB["modules"]["language"]}
+    assert f"{name!r} is no plain name" in refusal(job={**JOB, "modules": modules})

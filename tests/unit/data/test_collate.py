@@ -34,8 +34,7 @@ def test_images_start_where_the_stream_says_in_patches(
     cut: Cut, starts: tuple[int, int], length: int
 ) -> None:
     packed = pack_images([_image(4, 4), _image(2, 4)], 2, merge=2, stream=cut.stream([2, 1]))
-    if cut.tp == 1:
-        assert len(packed.rows_P) == length
+    assert len(packed.rows_P) == length
     assert [packed.patches_PX[start, 1] for start in starts] == [1.0, 1.0]
 
 

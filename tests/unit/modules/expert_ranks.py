@@ -100,9 +100,19 @@ def _train(grid: Grid, degrees: Mapping[str, Any]) -> Seen:
         loss = _accumulate(stage, grid, groups.dp.rank(), groups.cp.rank())
         losses.append(loss if groups.tp.rank() == 0 else 0.0)
         gradients.append(full_gradients(stages))
-        norms.append(math.sqrt(stage.optimizer.squared_norm()))
+        norms.append(_whole_norm(stage))
         stage.optimizer.step(job.train.optimizer.lr, norms[-1])
     return Seen(losses, norms, mixed, initial, gradients[0], full_weights(stages))
+
+
+def _whole_norm(stage: "Stage") -> float:
+    """Return the gradient norm over all ranks, as ``engine.agreement`` does."""
+    import torch
+    import torch.distributed as dist
+
+    squared = torch.tensor([stage.optimizer.squared_norm()], dtype=torch.float64)
+    dist.all_reduce(squared)
+    return math.sqrt(squared.item())
 
 
 def mixture_input() -> NDArray[np.float32]:
