@@ -169,7 +169,7 @@ class Communicator:
     def _read_each(
         self, rows_TD: Tensor, messages: Sequence[Message]
     ) -> tuple[list[Sent], list[Tensor]]:
-        """Return one message per peer, and the copies among them, which are to be given back.
+        """Return the messages, and the copies among them, which are to be given back.
 
         Peers that get the same rows share one copy.
         """

@@ -7,7 +7,7 @@ from disagg_train.bench.boundary_suite import PAIRS
 
 pytestmark = pytest.mark.bench
 
-_TOKENS, _HIDDEN, _ROUNDS = 4096, 1024, 40
+_TOKENS, _HIDDEN, _ROUNDS = 4096, 1024, 100
 _ONE_TOKEN = 1 / _TOKENS
 
 
