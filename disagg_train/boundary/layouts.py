@@ -1,10 +1,11 @@
 """The two layouts of a boundary, derived from a step plan alone. See DESIGN, section 5."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from disagg_train.planner.step_plan import StepPlan
+from disagg_train.schedule.graph import stage_name
 from disagg_train.topology.grid import Grid
 from disagg_train.topology.layout import Holding, Layout, Span
 from disagg_train.topology.stream import Cut, Stream
@@ -21,6 +22,7 @@ class Side:
         sequence_parallel: whether tp splits the tokens again.
         packed: whether sequences lie one after the other, or are padded to one length.
         equal_lanes: whether all dp ranks have equally many rows, as experts need.
+        vpp: stages per pipeline rank; stage k sits on the pp rank ``k % pp``.
     """
 
     module: str
@@ -29,6 +31,16 @@ class Side:
     sequence_parallel: bool = False
     packed: bool = True
     equal_lanes: bool = False
+    vpp: int = 1
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of the module."""
+        return self.grid.pp * self.vpp
+
+    def stage_name(self, stage: int) -> str:
+        """Return a stage's name (negative counts from the end)."""
+        return stage_name(self.module, stage % self.num_stages, self.num_stages)
 
     @property
     def cut(self) -> Cut:
@@ -51,11 +63,11 @@ class Side:
         return tuple(tuple(index_of[rank] for rank in group) for group in tp_groups)
 
     def stage_places(self, stage: int) -> tuple[int, ...]:
-        """Return the global ranks of a pp stage (negative counts from the end)."""
-        return tuple(self.places[rank] for rank in self.grid.stage(stage))
+        """Return the global ranks of a stage (negative counts from the end)."""
+        return tuple(self.places[rank] for rank in self.grid.stage(stage % self.grid.pp))
 
     def replicas_of(self, stage: int, place: int) -> tuple[int, ...]:
-        """Return the global ranks of a pp stage that hold the same tokens as ``place``.
+        """Return the global ranks of a stage that hold the same tokens as ``place``.
 
         Empty where ``place`` is not on that stage, or is alone with its tokens.
         """
@@ -69,10 +81,10 @@ class Side:
     def stage_layout(
         self, stage: int, streams: Sequence[Stream], tokens: Sequence[Sequence[Span]]
     ) -> Layout:
-        """Lay the tokens of every dp rank's full stream out over the ranks of a pp stage."""
+        """Lay the tokens of every dp rank's full stream out over the ranks of a stage."""
         found: dict[tuple[int, int, int], Holding] = {}
         holdings = []
-        for rank in self.grid.stage(stage):
+        for rank in self.grid.stage(stage % self.grid.pp):
             at = self.grid.coordinates(rank)
             dp_rank, cp_rank, tp_rank = key = at["dp"], at["cp"], at["tp"] % self.cut.tp
             if key not in found:
@@ -91,11 +103,26 @@ def source_streams(plan: StepPlan, side: Side, microbatch: int) -> tuple[Stream,
     )
 
 
-def source_layout(plan: StepPlan, side: Side, microbatch: int) -> Layout:
+def source_layout(plan: StepPlan, side: Side, microbatches: Sequence[int]) -> Layout:
     """Return where the encoder's last stage holds its projector's output rows.
 
-    A dp rank's sequences are the inputs of its samples, in assignment order.
+    Outputs of several microbatches lie one after the other. A dp rank's sequences are the
+    inputs of its samples, in assignment order.
     """
+    layouts = [_output_layout(plan, side, microbatch) for microbatch in microbatches]
+    if len(layouts) == 1:
+        return layouts[0]
+    spans: list[list[Span]] = [[] for _ in layouts[0].places]
+    first_rows = [0] * len(spans)
+    for microbatch, layout in zip(microbatches, layouts, strict=True):
+        for found, holding, row in zip(spans, layout.holdings, first_rows, strict=True):
+            found += [Span(span.start, span.stop, row + span.row) for span in holding.spans]
+        counts = source_rows(plan, side, [microbatch])
+        first_rows = [row + count for row, count in zip(first_rows, counts, strict=True)]
+    return Layout(layouts[0].places, tuple(map(Holding.of, spans)), layouts[0].replicas)
+
+
+def _output_layout(plan: StepPlan, side: Side, microbatch: int) -> Layout:
     offsets, streams = plan.offsets(side.module), source_streams(plan, side, microbatch)
     tokens = []
     for lane, stream in zip(plan.assignment[side.module][microbatch], streams, strict=True):
@@ -142,8 +169,8 @@ def holding_of(layout: Layout, place: int) -> Holding | None:
     return layout.holdings[layout.places.index(place)] if place in layout.places else None
 
 
-def source_rows(plan: StepPlan, side: Side, microbatch: int) -> tuple[int, ...]:
-    """Return the rows of each source rank's output buffer, padding included."""
-    streams = source_streams(plan, side, microbatch)
-    stage = side.grid.stage(-1)
-    return tuple(streams[side.grid.coordinates(rank)["dp"]].num_shard_rows for rank in stage)
+def source_rows(plan: StepPlan, side: Side, microbatches: Iterable[int]) -> tuple[int, ...]:
+    """Return the rows of each source rank's outputs of some microbatches, padding included."""
+    streams = [source_streams(plan, side, microbatch) for microbatch in microbatches]
+    lanes = [side.grid.coordinates(rank)["dp"] for rank in side.grid.stage(-1)]
+    return tuple(sum(each[lane].num_shard_rows for each in streams) for lane in lanes)

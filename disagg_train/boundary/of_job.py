@@ -4,7 +4,7 @@ from disagg_train.boundary.layouts import Side
 from disagg_train.boundary.step_exchanges import Boundary, RankEdge, StageLink
 from disagg_train.config.job import LANGUAGE, JobConfig
 from disagg_train.config.modules import GptModule, VitModule
-from disagg_train.schedule.graph import Edge, StageGraph, StageNode, stage_name
+from disagg_train.schedule.graph import Edge, StageGraph, StageNode
 from disagg_train.topology.grid import Grid
 from disagg_train.topology.placement import Placement
 
@@ -33,6 +33,7 @@ def module_side(job: JobConfig, name: str) -> Side:
         module.parallel.sequence_parallel,
         packed=module.packed if isinstance(module, GptModule) else True,
         equal_lanes=module.parallel.ep > 1,
+        vpp=module.parallel.vpp,
     )
 
 
@@ -42,10 +43,11 @@ def job_edges(job: JobConfig) -> dict[str, RankEdge]:
     for name, module in job.modules.items():
         side = module_side(job, name)
         merge = module.projector.merge if isinstance(module, VitModule) else None
-        edges += [StageLink(side, stage, merge) for stage in range(side.grid.pp - 1)]
+        edges += [StageLink(side, stage, merge) for stage in range(side.num_stages - 1)]
         if name != LANGUAGE:
             boundary = f"{name}->{LANGUAGE}"
-            edges.append(Boundary(boundary, side, module_side(job, LANGUAGE)))
+            language = module_side(job, LANGUAGE)
+            edges.append(Boundary(boundary, side, language, job.train.deferral_span))
     return {edge.name: edge for edge in edges}
 
 
@@ -55,9 +57,9 @@ def job_graph(job: JobConfig) -> StageGraph:
     for name, module in job.modules.items():
         side = module_side(job, name)
         lanes = side.grid.groups("tp", "cp", *(["dp"] if module.parallel.ep > 1 else []))
-        for stage in range(side.grid.pp):
-            ranks = set(side.grid.stage(stage))
-            node = stage_name(name, stage, side.grid.pp)
+        for stage in range(side.num_stages):
+            ranks = set(side.grid.stage(stage % side.grid.pp))
+            node = side.stage_name(stage)
             nodes[node] = StageNode(
                 node,
                 module.group,
@@ -65,7 +67,7 @@ def job_graph(job: JobConfig) -> StageGraph:
                 _trains(module, stage),
             )
     edges = tuple(
-        Edge(edge.source_stage, edge.destination_stage, edge.name)
+        Edge(edge.source_stage, edge.destination_stage, edge.name, edge.span)
         for edge in job_edges(job).values()
     )
     return StageGraph(nodes, edges)

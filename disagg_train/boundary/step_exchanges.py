@@ -5,7 +5,7 @@ stage link. Both move rows; the engine treats them alike.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from disagg_train.boundary.exchange import BoundaryLayouts, Exchange, Rows
 from disagg_train.boundary.layouts import (
@@ -18,7 +18,6 @@ from disagg_train.boundary.layouts import (
     source_streams,
 )
 from disagg_train.planner.step_plan import StepPlan
-from disagg_train.schedule.graph import stage_name
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,10 @@ class RankEdge(Protocol):
         """The module that they go to."""
 
     @property
+    def span(self) -> int:
+        """Microbatches by which the destination may put off a sample after the source."""
+
+    @property
     def source_stage(self) -> str:
         """Name of the stage that activations come from."""
 
@@ -82,21 +85,26 @@ def edge_places(edge: RankEdge) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Boundary:
-    """An edge between two modules: the source's last stage, the destination's first."""
+    """An edge between two modules: the source's last stage, the destination's first.
+
+    A message carries what one microbatch of the destination needs, of as many of the source's
+    as it may draw on: it reads their outputs one after the other, oldest first.
+    """
 
     name: str
     source: Side
     destination: Side
+    span: int = 0
 
     @property
     def source_stage(self) -> str:
         """Name of the source's last stage."""
-        return stage_name(self.source.module, self.source.grid.pp - 1, self.source.grid.pp)
+        return self.source.stage_name(-1)
 
     @property
     def destination_stage(self) -> str:
         """Name of the destination's first stage."""
-        return stage_name(self.destination.module, 0, self.destination.grid.pp)
+        return self.destination.stage_name(0)
 
     @property
     def source_places(self) -> tuple[int, ...]:
@@ -116,10 +124,14 @@ class Boundary:
     def layouts(self, plan: StepPlan, microbatch: int) -> BoundaryLayouts:
         """Return both layouts of one microbatch."""
         return BoundaryLayouts(
-            source_layout(plan, self.source, microbatch),
+            source_layout(plan, self.source, self.drawn_on(microbatch)),
             destination_layout(plan, self.source.module, self.destination, microbatch),
-            source_rows(plan, self.source, microbatch),
+            source_rows(plan, self.source, self.drawn_on(microbatch)),
         )
+
+    def drawn_on(self, microbatch: int) -> range:
+        """Return the source's microbatches that one of the destination's may draw on."""
+        return range(max(microbatch - self.span, 0), microbatch + 1)
 
     def exchanges(self, plan: StepPlan, place: int) -> tuple[RankExchanges, ...]:
         """Return what the global rank ``place`` does, microbatch by microbatch."""
@@ -151,6 +163,7 @@ class StageLink:
     module: Side
     stage: int
     merge: int | None = None
+    span: ClassVar[int] = 0
 
     @property
     def name(self) -> str:
@@ -170,12 +183,12 @@ class StageLink:
     @property
     def source_stage(self) -> str:
         """Name of the earlier stage."""
-        return stage_name(self.module.module, self.stage, self.module.grid.pp)
+        return self.module.stage_name(self.stage)
 
     @property
     def destination_stage(self) -> str:
         """Name of the later stage."""
-        return stage_name(self.module.module, self.stage + 1, self.module.grid.pp)
+        return self.module.stage_name(self.stage + 1)
 
     @property
     def source_places(self) -> tuple[int, ...]:

@@ -78,6 +78,13 @@ class TrainConfig(Config):
     """Parts that the global batch passes through the modules in."""
     window: PositiveInt | None = None
     """Microbatches per window of encoders colocated with the LLM; all where not given."""
+    deferral_span: NonNegativeInt = 0
+    """Microbatches by which a step plan may put off a sample's LLM work after its encoders' work;
+    encoders then run so much earlier, and keep their activations so much longer."""
+    schedule: str = "1f1b"
+    """Order of the LLM's forwards and backwards: `1f1b` (interleaved where `parallel.vpp` says
+    so), `zero_bubble` (split backward), `gpipe` (all forwards first), or the path of a schedule
+    of one's own, a file as runs leave it: `schedule.yaml`."""
     precision: Literal["fp32"] = "fp32"
     """Arithmetic of weights and activations. Only fp32 for now."""
     optimizer: OptimizerConfig
@@ -213,11 +220,39 @@ class JobConfig(Config):
                         f"modules.{name}: tp={tp} does not divide {field}={size}; "
                         f"use tp one of {divisors(size)[:12]}"
                     )
-            pp, layers = module.parallel.pp, module.model.num_layers
-            if layers % pp:
+            self._stages_fit(name)
+        return self
+
+    def _stages_fit(self, name: str) -> None:
+        parallel, layers = self.modules[name].parallel, self.modules[name].model.num_layers
+        if layers % (parallel.pp * parallel.vpp):
+            stages = f"pp={parallel.pp}" + (f" * vpp={parallel.vpp}" if parallel.vpp > 1 else "")
+            raise ConfigError(
+                f"modules.{name}: {stages} does not divide num_layers={layers}; "
+                f"use pp one of {divisors(layers)[:12]}"
+            )
+        if parallel.vpp > 1 and (name != LANGUAGE or parallel.pp == 1):
+            raise ConfigError(
+                f"modules.{name}: vpp={parallel.vpp}, but only the LLM's pipelines are "
+                f"interleaved, and only with pp > 1; use vpp: 1"
+            )
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Self:
+        parallel, train = self.language.parallel, self.train
+        if parallel.vpp == 1:
+            return self
+        if train.schedule in ("zero_bubble", "gpipe"):
+            raise ConfigError(
+                f"train.schedule is {train.schedule!r}, but modules.{LANGUAGE}.parallel.vpp="
+                f"{parallel.vpp} asks for the interleaved schedule; use vpp: 1 or schedule: 1f1b"
+            )
+        window = train.window or train.microbatches
+        for field, count in (("microbatches", train.microbatches), ("window", window)):
+            if count % parallel.pp:
                 raise ConfigError(
-                    f"modules.{name}: pp={pp} does not divide num_layers={layers}; "
-                    f"use pp one of {divisors(layers)[:12]}"
+                    f"train.{field}={count} is no multiple of pp={parallel.pp}; with vpp="
+                    f"{parallel.vpp} microbatches pass in groups of pp, so use a multiple"
                 )
         return self
 

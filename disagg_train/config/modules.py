@@ -7,6 +7,9 @@ from pydantic import Field, PositiveInt, model_validator
 from disagg_train.config.base import Config, divisors
 from disagg_train.errors import ConfigError
 
+Recompute = Literal["none", "selective", "full"]
+"""What a backward computes again: nothing, the core of attention, or whole layers."""
+
 
 class ParallelConfig(Config):
     """Degrees of parallelism of one module."""
@@ -19,6 +22,8 @@ class ParallelConfig(Config):
     """Context-parallel degree: ranks that share the tokens of each sequence."""
     pp: PositiveInt = 1
     """Pipeline-parallel degree: stages of equally many layers."""
+    vpp: PositiveInt = 1
+    """Stages per pipeline rank (interleaved 1F1B); the LLM's alone, and with pp > 1."""
     dp: PositiveInt = 1
     """Data-parallel degree: replicas that share the samples."""
     ep: PositiveInt = 1
@@ -92,6 +97,8 @@ class GptConfig(TransformerConfig):
     """Rows of the embedding; depends on the model only and must be a multiple of tp."""
     rotary_base: PositiveInt = 10_000
     """Base of the rotary position frequencies."""
+    tie_embeddings: bool = False
+    """Let the output layer use the embedding's matrix instead of one of its own."""
     num_experts: PositiveInt | None = None
     """Experts of each layer; one dense feed-forward layer where not given."""
     experts_per_token: PositiveInt = 2
@@ -154,6 +161,9 @@ class ModuleConfig(Config):
     """How the module is cut over the group's ranks."""
     freeze: bool = False
     """Keep the module's weights as they are."""
+    recompute: Recompute = "none"
+    """Compute activations again in the backward instead of keeping them: those of the core of
+    attention (selective), or of whole layers, of which only the inputs are kept (full)."""
 
 
 class VitModule(ModuleConfig):

@@ -130,5 +130,6 @@ def _record(plan: StepPlan, reports: Reports, step_time_s: float) -> StepRecord:
         step_time_s=step_time_s,
         skipped=agreed.skipped,
         peak_boundary_bytes=max(report.peak_boundary_bytes for report in reports),
+        peak_activation_bytes=max(report.peak_activation_bytes for report in reports),
         modules=module_times(reports, list(plan.assignment)),
     )

@@ -52,13 +52,16 @@ class Parity:
 
 
 def one_process(job: JobConfig) -> JobConfig:
-    """Return the same training on a single rank."""
-    modules = {
-        name: module.model_copy(update={"group": LANGUAGE, "parallel": ParallelConfig()})
-        for name, module in job.modules.items()
-    }
-    groups = {LANGUAGE: GroupConfig(ranks=1)}
-    changed = job.model_copy(update={"groups": groups, "modules": modules, "fallback": None})
+    """Return the same training on a single rank, in the plainest schedule."""
+    alone = {"group": LANGUAGE, "parallel": ParallelConfig(), "recompute": "none"}
+    changed = job.model_copy(
+        update={
+            "groups": {LANGUAGE: GroupConfig(ranks=1)},
+            "modules": {name: m.model_copy(update=alone) for name, m in job.modules.items()},
+            "train": job.train.model_copy(update={"schedule": "1f1b", "window": None}),
+            "fallback": None,
+        }
+    )
     return JobConfig.model_validate(changed.model_dump())
 
 

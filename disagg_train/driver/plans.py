@@ -1,14 +1,18 @@
 """A job's step plans and op lists."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from disagg_train.boundary.of_job import job_graph
 from disagg_train.config.job import JobConfig
 from disagg_train.driver.learning_rate import learning_rate
+from disagg_train.errors import ConfigError
 from disagg_train.planner.balance import in_order
 from disagg_train.planner.step_plan import SampleSize, StepPlan
-from disagg_train.schedule.build import evaluation_schedule, training_schedule
+from disagg_train.schedule.build import PIPELINES, evaluation_schedule, training_schedule
 from disagg_train.schedule.check import check
+from disagg_train.schedule.file import load_schedule
+from disagg_train.schedule.graph import StageGraph
 from disagg_train.schedule.ops import Schedule
 
 
@@ -44,9 +48,29 @@ def _plan(
 
 def job_schedules(job: JobConfig) -> tuple[Schedule, Schedule]:
     """Return the checked op lists of a training step and of an evaluation."""
-    graph, train = job_graph(job), job.train
-    training = training_schedule(graph, train.microbatches, train.window or train.microbatches)
+    graph = job_graph(job)
+    training = _training_schedule(job, graph)
     evaluation = evaluation_schedule(graph, evaluation_microbatches(job))
     check(training, graph)
     check(evaluation, graph)
     return training, evaluation
+
+
+def _training_schedule(job: JobConfig, graph: StageGraph) -> Schedule:
+    """Build the schedule that the job names, or read the file that it names."""
+    train = job.train
+    if train.schedule in PIPELINES:
+        window = train.window or train.microbatches
+        return training_schedule(graph, train.microbatches, window, PIPELINES[train.schedule])
+    path = Path(train.schedule)
+    if not path.exists():
+        raise ConfigError(
+            f"train.schedule is {train.schedule!r}: neither one of {sorted(PIPELINES)} nor a file"
+        )
+    schedule = load_schedule(path)
+    if schedule.num_microbatches != train.microbatches:
+        raise ConfigError(
+            f"train.microbatches={train.microbatches}, but {path} is a schedule of "
+            f"{schedule.num_microbatches}; set train.microbatches: {schedule.num_microbatches}"
+        )
+    return schedule

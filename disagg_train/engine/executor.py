@@ -5,16 +5,19 @@ encoders and the LLM, training and evaluation all go through ``run``.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from disagg_train.boundary.step_exchanges import RankExchanges
+from disagg_train.engine.activations import ActivationMeter
 from disagg_train.engine.agreement import Agreement, agree, check_same_plan
 from disagg_train.engine.decode import evaluate
 from disagg_train.engine.inputs import StepInputs
 from disagg_train.engine.links import Link
+from disagg_train.engine.outputs import Outputs
 from disagg_train.engine.stage import Stage
 from disagg_train.engine.world import World
 from disagg_train.metrics.records import RankReport, Span
@@ -25,12 +28,28 @@ from disagg_train.schedule.ops import Op, OpKind
 _CATEGORY = {
     OpKind.FORWARD: "forward",
     OpKind.EVALUATE: "forward",
+    OpKind.RUN_AHEAD: "forward",
     OpKind.BACKWARD: "backward",
+    OpKind.BACKWARD_INPUT: "backward",
+    OpKind.BACKWARD_WEIGHT: "backward",
     OpKind.SEND_FORWARD: "boundary",
     OpKind.RECV_FORWARD: "boundary",
     OpKind.SEND_BACKWARD: "boundary",
     OpKind.RECV_BACKWARD: "boundary",
 }
+
+
+@dataclass(frozen=True)
+class Upcoming:
+    """The next step, for stages that run ahead into it.
+
+    Args:
+        digest: of its plan.
+        inputs: waits for its batches and exchanges, and returns them.
+    """
+
+    digest: int
+    inputs: Callable[[], StepInputs]
 
 
 class Executor:
@@ -41,6 +60,7 @@ class Executor:
         stages: its stages by name.
         links: its edges by name.
         modules: all modules of the job, in order; agreed vectors follow it.
+        meter: counts the activations of the stages.
     """
 
     def __init__(
@@ -49,9 +69,11 @@ class Executor:
         stages: Mapping[str, Stage],
         links: Mapping[str, Link],
         modules: Sequence[str],
+        meter: ActivationMeter,
     ) -> None:
         self._world, self._stages, self._links = world, stages, links
-        self._modules = tuple(modules)
+        self._modules, self._meter = tuple(modules), meter
+        self._ahead: dict[tuple[int, str, int], Tensor] = {}
         self._into: dict[str, dict[str, Link]] = {stage: {} for stage in stages}
         self._out_of: dict[str, list[Link]] = {stage: [] for stage in stages}
         for name, link in links.items():
@@ -62,32 +84,43 @@ class Executor:
         self._do = {
             OpKind.FORWARD: self._forward,
             OpKind.BACKWARD: self._backward,
+            OpKind.BACKWARD_INPUT: self._backward,
+            OpKind.BACKWARD_WEIGHT: self._backward_weight,
+            OpKind.RUN_AHEAD: self._run_ahead,
             OpKind.EVALUATE: self._evaluate,
             OpKind.SEND_FORWARD: self._send_forward,
             OpKind.RECV_FORWARD: self._recv_forward,
             OpKind.SEND_BACKWARD: self._send_backward,
             OpKind.RECV_BACKWARD: self._recv_backward,
+            OpKind.START_GRAD_SYNC: self._start_grad_sync,
             OpKind.GRAD_SYNC: self._grad_sync,
             OpKind.AGREE: self._agree,
             OpKind.OPTIMIZER_STEP: self._optimizer_step,
         }
         self.current_op: Op | None = None
 
-    def run(self, ops: Sequence[Op], plan: StepPlan, inputs: StepInputs) -> RankReport:
+    def run(
+        self,
+        ops: Sequence[Op],
+        plan: StepPlan,
+        inputs: StepInputs,
+        upcoming: Upcoming | None = None,
+    ) -> RankReport:
         """Run one step.
 
         Args:
             ops: this rank's op list.
             plan: the step plan; its digest is compared over all ranks before anything moves.
             inputs: this rank's batches and exchanges, made from the plan.
+            upcoming: the next step; None after the last one.
 
         Raises:
             PlanError: another rank holds another plan.
             BoundaryError: an exchange failed or timed out.
         """
         begin = time.time()
-        self._start_step(plan, inputs)
-        self._with_backward = {op.module for op in ops if op.kind is OpKind.BACKWARD}
+        self._start_step(plan, inputs, upcoming)
+        self._with_backward = {op.module for op in ops if op.kind.gives_input_gradient}
         check_same_plan(self._world.control, plan)
         self._post_first_receives(ops)
         self._spans.append(Span("start step", "", "update", begin, time.time()))
@@ -101,11 +134,14 @@ class Executor:
         self.current_op = None
         return self._end_step()
 
-    def _start_step(self, plan: StepPlan, inputs: StepInputs) -> None:
-        self._plan, self._inputs = plan, inputs
-        self._rows: dict[tuple[str, int], Tensor] = {}
+    def _start_step(self, plan: StepPlan, inputs: StepInputs, upcoming: Upcoming | None) -> None:
+        self._plan, self._inputs, self._upcoming = plan, inputs, upcoming
+        self._outputs = {
+            stage: Outputs(max(link.edge.span for link in links), plan.num_microbatches)
+            for stage, links in self._out_of.items()
+            if links
+        }
         self._leaves: dict[tuple[str, int], Tensor] = {}
-        self._output_grads: dict[tuple[str, int], Tensor] = {}
         self._input_grads: dict[tuple[str, int], Tensor] = {}
         self._spans: list[Span] = []
         self._answers: dict[int, list[int]] = {}
@@ -134,22 +170,40 @@ class Executor:
             spans=tuple(self._spans),
             sent_bytes=sent,
             peak_boundary_bytes=peak_bytes,
+            peak_activation_bytes=self._meter.take_peak_bytes(),
             answers=self._answers,
         )
 
     # Compute.
 
     def _forward(self, op: Op) -> None:
-        stage = self._stages[op.module]
-        batch = self._inputs.batches[stage.module][op.microbatch]
-        output = stage.forward(op.microbatch, batch, self._inputs_of(op))
-        if self._out_of[op.module]:
-            self._rows[op.module, op.microbatch] = output
+        ran_ahead = self._ahead.pop((self._plan.digest, op.module, op.microbatch), None)
+        if ran_ahead is not None:
+            self._outputs[op.module].keep(op.microbatch, ran_ahead)
+            return
+        stage, output = self._stages[op.module], self._output_of(op, self._inputs)
+        if op.module in self._outputs:
+            self._outputs[op.module].keep(op.microbatch, output)
         else:
             self._count_loss(stage, output.detach().sum())
         if op.module not in self._with_backward:
             stage.release(op.microbatch)
             self._release_inputs(op)
+
+    def _output_of(self, op: Op, inputs: StepInputs) -> Tensor:
+        stage = self._stages[op.module]
+        batch = inputs.batches[stage.module][op.microbatch]
+        return stage.forward(op.microbatch, batch, self._inputs_of(op))
+
+    def _run_ahead(self, op: Op) -> None:
+        """Run a forward of the next step; rows that were kept for another one go."""
+        if self._upcoming is None:
+            return
+        digest = self._upcoming.digest
+        self._ahead = {key: rows for key, rows in self._ahead.items() if key[0] == digest}
+        output = self._output_of(op, self._upcoming.inputs())
+        self._ahead[digest, op.module, op.microbatch] = output
+        self._stages[op.module].release(op.microbatch)
 
     def _release_inputs(self, op: Op) -> None:
         """Let the memory of a stage's received rows be used again."""
@@ -174,8 +228,10 @@ class Executor:
             self._loss_sum = self._loss_sum + loss_sum
 
     def _backward(self, op: Op) -> None:
-        output_grad_TD = self._output_grads.pop((op.module, op.microbatch), None)
-        grads = self._stages[op.module].backward(op.microbatch, output_grad_TD)
+        stage, outputs = self._stages[op.module], self._outputs.get(op.module)
+        output_grad_TD = None if outputs is None else outputs.take_gradient(op.microbatch)
+        run = stage.backward if op.kind is OpKind.BACKWARD else stage.backward_input
+        grads = run(op.microbatch, output_grad_TD)
         for name, link in self._into[op.module].items():
             self._input_grads[name, op.microbatch] = grads[link.input_name]
         self._release_inputs(op)
@@ -183,8 +239,12 @@ class Executor:
             if output_grad_TD is not None:
                 link.backward.release(output_grad_TD)
 
+    def _backward_weight(self, op: Op) -> None:
+        self._stages[op.module].backward_weight(op.microbatch)
+
     def _evaluate(self, op: Op) -> None:
         stage = self._stages[op.module]
+        stages = [each.unwrapped for each in self._stages.values() if each.module == stage.module]
         batch = self._inputs.batches[stage.module][op.microbatch]
         received = self._inputs_of(op)
         if batch is None:
@@ -192,7 +252,7 @@ class Executor:
             return
         assert isinstance(batch, LanguageBatch)
         present = {name: rows for name, rows in received.items() if len(rows)}
-        loss_sum, answers = evaluate(stage.unwrapped, batch, present)
+        loss_sum, answers = evaluate(stages, batch, present)
         self._count_loss(stage, loss_sum)
         self._release_inputs(op)
         held = self._plan.held(stage.module, op.microbatch, stage.groups.dp.rank())
@@ -206,7 +266,7 @@ class Executor:
 
     def _send_forward(self, op: Op) -> None:
         link = self._links[op.boundary]
-        rows_TD = self._rows.pop((link.edge.source_stage, op.microbatch))
+        rows_TD = self._outputs[link.edge.source_stage].message(op.microbatch)
         link.forward.launch(op.microbatch, self._exchange(op).forward, rows_TD)
 
     def _recv_forward(self, op: Op) -> None:
@@ -223,7 +283,9 @@ class Executor:
     def _recv_backward(self, op: Op) -> None:
         link = self._links[op.boundary]
         grad_TD = link.backward.finish(op.microbatch)
-        self._output_grads[link.edge.source_stage, op.microbatch] = grad_TD
+        self._outputs[link.edge.source_stage].add_gradient(op.microbatch, grad_TD)
+        if link.edge.span:
+            link.backward.release(grad_TD)
 
     def _post_first_receives(self, ops: Sequence[Op]) -> None:
         firsts: dict[tuple[OpKind, str], Op] = {}
@@ -249,6 +311,11 @@ class Executor:
             link.backward.post(op.microbatch, exchange.backward)
 
     # The end of a step.
+
+    def _start_grad_sync(self, op: Op) -> None:
+        optimizer = self._stages[op.module].optimizer
+        assert optimizer is not None
+        optimizer.start_sync()
 
     def _grad_sync(self, op: Op) -> None:
         optimizer = self._stages[op.module].optimizer

@@ -55,6 +55,15 @@ class InputLoader:
         self.prefetch(plan)
         return self._ahead.pop(plan.digest).result()
 
+    def peek(self, plan: StepPlan) -> StepInputs:
+        """Return a step's inputs and keep them for ``take``.
+
+        Raises:
+            DataError: a sample is not what its index says.
+        """
+        self.prefetch(plan)
+        return self._ahead[plan.digest].result()
+
     def close(self) -> None:
         """Stop the thread."""
         self._thread.shutdown(cancel_futures=True)

@@ -10,7 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from disagg_train.engine.stage import Stage
-from disagg_train.modules.weights import gather_full, is_expert_parallel, named_weights
+from disagg_train.modules.weights import (
+    gather_full,
+    is_expert_parallel,
+    is_tied_copy,
+    named_weights,
+)
 
 
 def full_weights(stages: Mapping[str, Stage]) -> dict[str, NDArray[Any]]:
@@ -61,6 +66,8 @@ def _main_grad(parameter: nn.Parameter) -> Tensor:
 
 def _is_first_holder(stage: Stage, parameter: nn.Parameter) -> bool:
     """Whether this is the first of the ranks that hold the weight or a part of it."""
+    if is_tied_copy(parameter):
+        return False
     groups = stage.groups
     replicas = groups.expt_dp if is_expert_parallel(parameter) else groups.dp_cp
     return groups.tp.rank() == 0 and replicas.rank() == 0

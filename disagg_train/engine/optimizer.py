@@ -5,24 +5,27 @@ target tokens. The norm and the decision to skip are settled by ``agree``, elsew
 """
 
 import torch
+import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.distributed.finalize_model_grads import finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.process_groups_config import ProcessGroupCollection
-from torch import nn
+from torch import Tensor, nn
 
 from disagg_train.config.job import OptimizerConfig as JobOptimizer
 from disagg_train.modules.cpu import cuda_means_cpu
+from disagg_train.modules.weights import is_tied, is_tied_copy
 
 
 def wrap(model: nn.Module, groups: ProcessGroupCollection) -> DistributedDataParallel:
     """Give a model contiguous gradients, summed over dp."""
     config = DistributedDataParallelConfig(
         use_distributed_optimizer=True,
-        overlap_grad_reduce=False,
+        overlap_grad_reduce=True,  # asynchronous; when is for the schedule to say
         average_in_collective=False,
         grad_reduce_in_fp32=True,
+        delay_wgrad_compute=model.config.delay_wgrad_compute,
     )
     with cuda_means_cpu():
         return DistributedDataParallel(model.config, config, model, pg_collection=groups)
@@ -39,6 +42,7 @@ class ModuleOptimizer:
         self, model: DistributedDataParallel, groups: ProcessGroupCollection, job: JobOptimizer
     ) -> None:
         self._model, self._groups, self._clip = model, groups, job.clip_grad
+        self._tied = [parameter for parameter in model.parameters() if is_tied(parameter)]
         config = OptimizerConfig(
             optimizer="adam",
             lr=job.lr,
@@ -58,12 +62,49 @@ class ModuleOptimizer:
         """Forget the last step's gradients."""
         self._model.zero_grad_buffer()
         self._optimizer.zero_grad()
+        for bucket_group in self._model.bucket_groups + self._model.expert_parallel_bucket_groups:
+            bucket_group.is_last_microbatch = False  # no backward starts the sums by itself
+
+    def start_sync(self) -> None:
+        """Start to sum gradients over dp; what else the rank computes goes on meanwhile."""
+        with cuda_means_cpu():
+            self._model.start_grad_sync()
 
     def sync(self, num_target_tokens: int) -> None:
-        """Sum gradients over dp (and norms' over tp under sp) and divide by N."""
+        """Sum gradients over dp (norms' over tp under sp, tied copies') and divide by N."""
         with cuda_means_cpu():
             finalize_model_grads([self._model], num_tokens=None, pg_collection=self._groups)
+        for parameter in self._tied:
+            self._add_other_copy(parameter)
         self._model.scale_gradients(1.0 / max(num_target_tokens, 1))
+
+    def _add_other_copy(self, parameter: nn.Parameter) -> None:
+        """Add the gradient of the other copy of a tied matrix, on the first or the last stage.
+
+        Both stages add the same two numbers, so the copies stay equal to the last bit. They are
+        their pipeline's first and last rank, however many stages a rank has.
+        """
+        stages, mine = self._groups.pp, self._summed_part(parameter)
+        peer = 0 if is_tied_copy(parameter) else stages.size() - 1
+        others = torch.empty_like(mine)
+        crossing = [
+            dist.P2POp(dist.isend, mine, group=stages, group_peer=peer),
+            dist.P2POp(dist.irecv, others, group=stages, group_peer=peer),
+        ]
+        for work in dist.batch_isend_irecv(crossing):
+            work.wait()
+        mine += others
+
+    def _summed_part(self, parameter: nn.Parameter) -> Tensor:
+        """Return the part of a tied matrix's gradient that this lane has summed over all lanes.
+
+        Megatron gives a tied matrix a bucket of its own, so that both stages cut it alike.
+        """
+        buckets = [bucket for buffer in self._model.buffers for bucket in buffer.buckets]
+        (bucket,) = (bucket for bucket in buckets if parameter in bucket.params)
+        lanes = self._groups.dp_cp
+        parts: tuple[Tensor, ...] = bucket.grad_data.chunk(lanes.size())
+        return parts[lanes.rank()]
 
     def squared_norm(self) -> float:
         """Return this rank's part of the squared gradient norm: shards that it alone counts."""

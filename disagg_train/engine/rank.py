@@ -4,6 +4,7 @@ Ray actors and torchrun processes both hold one of these.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,8 +24,9 @@ from disagg_train.config.modules import VitModule
 from disagg_train.data.source import open_source
 from disagg_train.device import check_gpu_sharing, choose_device, torch_nccl_version
 from disagg_train.engine import inspect
+from disagg_train.engine.activations import ActivationMeter
 from disagg_train.engine.batches import BatchMaker, EncoderBatches, LanguageBatches
-from disagg_train.engine.executor import Executor
+from disagg_train.engine.executor import Executor, Upcoming
 from disagg_train.engine.inputs import InputLoader
 from disagg_train.engine.links import open_links
 from disagg_train.engine.setup import RankSetup
@@ -34,6 +36,7 @@ from disagg_train.metrics.records import RankReport
 from disagg_train.modules import cpu
 from disagg_train.modules.process_groups import make_process_groups
 from disagg_train.planner.step_plan import StepPlan
+from disagg_train.schedule.ops import OpKind
 
 
 class Rank:
@@ -64,18 +67,28 @@ class Rank:
 
     def _build(self, job: JobConfig) -> None:
         device, edges = self._device.torch_device, job_edges(job)
+        self._meter = ActivationMeter()
         self._stages = self._build_stages(job, job.deadlines.exchange_s)
         self._links = open_links(job, self._world, edges, job_graph(job), device)
-        self._executor = Executor(self._world, self._stages, self._links, tuple(job.modules))
+        self._executor = Executor(
+            self._world, self._stages, self._links, tuple(job.modules), self._meter
+        )
         mine = {name: edges[name] for name in self._links}
         self._loader = InputLoader(self._batch_makers(job, mine), mine, self._world.place)
 
     def _build_stages(self, job: JobConfig, deadline_s: float) -> dict[str, Stage]:
-        stages = []
+        stages: list[Stage] = []
+        ops = self._setup.training_ops
+        split = {op.module for op in ops if op.kind is OpKind.BACKWARD_WEIGHT}
         for name in self._placement.modules_on(self._setup.group):
-            ep, backend = job.modules[name].parallel.ep, self._device.collective_backend
-            groups = make_process_groups(module_grid(job, name), ep, backend, deadline_s)
-            stages.append(build_stage(name, job, groups, self._device.torch_device))
+            parallel, backend = job.modules[name].parallel, self._device.collective_backend
+            groups = make_process_groups(module_grid(job, name), parallel.ep, backend, deadline_s)
+            stages += [
+                build_stage(
+                    name, job, groups, self._device.torch_device, vp_stage, split, self._meter
+                )
+                for vp_stage in range(parallel.vpp)
+            ]
         return {stage.name: stage for stage in stages}
 
     def _batch_makers(self, job: JobConfig, edges: Mapping[str, RankEdge]) -> dict[str, BatchMaker]:
@@ -102,10 +115,11 @@ class Rank:
 
     def train(self, plan: StepPlan, upcoming: StepPlan | None) -> RankReport:
         """Run one training step, and load the next one's samples meanwhile."""
-        inputs = self._loader.take(plan)
+        inputs, ahead = self._loader.take(plan), None
         if upcoming is not None:
             self._loader.prefetch(upcoming)
-        return self._executor.run(self._setup.training_ops, plan, inputs)
+            ahead = Upcoming(upcoming.digest, partial(self._loader.peek, upcoming))
+        return self._executor.run(self._setup.training_ops, plan, inputs, ahead)
 
     def evaluate(self, plan: StepPlan) -> RankReport:
         """Score held-out samples and decode their answers."""

@@ -1,31 +1,36 @@
 """One pipeline stage of a module on one rank.
 
-Forward keeps, per microbatch, what its backward will need.
+Forward keeps, per microbatch, what its backward will need: the end of autograd's graph and the
+received rows, not the rows that it returns. These are free once they are sent.
 
 Rows are ``[T, D]``: what an encoder gives the LLM, and the gradients that come back.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from disagg_train.config.job import JobConfig
 from disagg_train.config.modules import VitModule
+from disagg_train.engine.activations import ActivationMeter
 from disagg_train.engine.optimizer import ModuleOptimizer, wrap
 from disagg_train.modules.batch import EncoderBatch, LanguageBatch
 from disagg_train.modules.cpu import cuda_means_cpu
 from disagg_train.modules.gpt import LanguageModel
 from disagg_train.modules.vit import VisionTransformer
+from disagg_train.modules.weight_gradients import WeightGradients
 from disagg_train.modules.weights import initialize
 from disagg_train.schedule.graph import stage_name
 
 
 @dataclass
 class _Activation:
-    output: Tensor | None
+    end: GradientEdge | None
     inputs: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -40,6 +45,8 @@ class Stage:
         optimizer: changes its weights; None where the module is frozen.
         width: D of the rows that it returns.
         device: where it computes.
+        weight_gradients: puts them off, where backward comes in two parts.
+        meter: counts the activations.
     """
 
     def __init__(
@@ -51,11 +58,16 @@ class Stage:
         optimizer: ModuleOptimizer | None,
         width: int,
         device: torch.device,
+        weight_gradients: WeightGradients | None = None,
+        meter: ActivationMeter | None = None,
     ) -> None:
         self.name, self.module, self.model = name, module, model
         self.groups, self.optimizer = groups, optimizer
         self._width, self._device = width, device
+        self._weight_gradients, self._meter = weight_gradients, meter
         self._activations: dict[int, _Activation] = {}
+        if meter is not None:
+            meter.leave_out(self.unwrapped)
 
     @property
     def trains(self) -> bool:
@@ -87,8 +99,10 @@ class Stage:
             self._activations[microbatch] = _Activation(None, dict(inputs))
             return torch.zeros(0, self._width, device=self._device)
         present = {name: rows for name, rows in inputs.items() if len(rows)}
-        output: Tensor = self.model(batch, present)
-        self._activations[microbatch] = _Activation(output, dict(inputs))
+        with self._watched():
+            output: Tensor = self.model(batch, present)
+        end = get_gradient_edge(output) if output.requires_grad else None
+        self._activations[microbatch] = _Activation(end, dict(inputs))
         return output
 
     def backward(self, microbatch: int, grad_TD: Tensor | None) -> dict[str, Tensor]:
@@ -101,13 +115,44 @@ class Stage:
         Returns:
             The gradient of the received rows by name, zero where nothing depended on them.
         """
+        grads = self._backward(microbatch, grad_TD)
+        if self._weight_gradients is not None:
+            self._weight_gradients.run(microbatch)
+        return grads
+
+    def backward_input(self, microbatch: int, grad_TD: Tensor | None) -> dict[str, Tensor]:
+        """Run the part of a microbatch's backward that others wait for, as ``backward`` does.
+
+        The gradients of the matrices wait for ``backward_weight``. The stage was built to split
+        its backward, or is frozen and has no other part.
+        """
+        assert self._weight_gradients or not self.trains, f"{self.name} has no split backward"
+        if grad_TD is not None and self._weight_gradients is not None:
+            grad_TD = grad_TD.clone()  # it waits too, while its buffer receives the next
+        return self._backward(microbatch, grad_TD)
+
+    def backward_weight(self, microbatch: int) -> None:
+        """Run the other part; microbatches come in the order of their ``backward_input``."""
+        assert self._weight_gradients is not None, f"{self.name} has no split backward"
+        self._weight_gradients.run(microbatch)
+
+    def _backward(self, microbatch: int, grad_TD: Tensor | None) -> dict[str, Tensor]:
         kept = self._activations.pop(microbatch)
-        if kept.output is not None and kept.output.requires_grad:
-            kept.output.backward(grad_TD)
+        if kept.end is not None:
+            with self._watched(), self._collected(microbatch):
+                torch.autograd.backward(kept.end, grad_TD)
         return {
             name: rows.grad if rows.grad is not None else torch.zeros_like(rows)
             for name, rows in kept.inputs.items()
         }
+
+    def _watched(self) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext() if self._meter is None else self._meter.watch()
+
+    def _collected(self, microbatch: int) -> contextlib.AbstractContextManager[object]:
+        if self._weight_gradients is None:
+            return contextlib.nullcontext()
+        return self._weight_gradients.collect(microbatch)
 
     def release(self, microbatch: int) -> None:
         """Drop the activations of a microbatch that has no backward."""
@@ -115,26 +160,46 @@ class Stage:
 
 
 def build_stage(
-    name: str, job: JobConfig, groups: ProcessGroupCollection, device: torch.device
+    name: str,
+    job: JobConfig,
+    groups: ProcessGroupCollection,
+    device: torch.device,
+    vp_stage: int = 0,
+    split: Collection[str] = (),
+    meter: ActivationMeter | None = None,
 ) -> Stage:
-    """Build this rank's stage of a module, with the weights that their names decide."""
+    """Build one of this rank's stages of a module, with the weights that their names decide.
+
+    Args:
+        name: of the module.
+        job: the job.
+        groups: the module's process groups.
+        device: where it computes.
+        vp_stage: which of the rank's stages of the module.
+        split: names of the stages that run ``backward_input`` and ``backward_weight``.
+        meter: counts the activations.
+    """
     module = job.modules[name]
+    num_stages = groups.pp.size() * module.parallel.vpp
+    number = vp_stage * groups.pp.size() + groups.pp.rank()
+    stage = stage_name(name, number, num_stages)
+    split_backward = stage in split
     with cuda_means_cpu():
         if isinstance(module, VitModule):
-            model: nn.Module = VisionTransformer(module, job.language.model, groups)
+            model: nn.Module = VisionTransformer(module, job.language.model, groups, split_backward)
         else:
-            model = LanguageModel(module, groups)
+            model = LanguageModel(module, groups, vp_stage, split_backward)
     model.to(device)
     initialize(name, model, job.seed, groups.tp)
     _freeze(model, job, name)
-    stage = stage_name(name, groups.pp.rank(), groups.pp.size())
-    hands_on = groups.pp.rank() < groups.pp.size() - 1
-    width = (module if hands_on else job.language).model.hidden_size
+    hold = (lambda tensor: tensor) if meter is None else meter.hold
+    later = WeightGradients(model, hold) if split_backward else None
+    width = (module if number < num_stages - 1 else job.language).model.hidden_size
     if not module.trainable:
-        return Stage(stage, name, model, groups, None, width, device)
+        return Stage(stage, name, model, groups, None, width, device, later, meter)
     wrapped = wrap(model, groups)
     optimizer = ModuleOptimizer(wrapped, groups, job.train.optimizer)
-    return Stage(stage, name, wrapped, groups, optimizer, width, device)
+    return Stage(stage, name, wrapped, groups, optimizer, width, device, later, meter)
 
 
 def _freeze(model: nn.Module, job: JobConfig, name: str) -> None:

@@ -26,7 +26,7 @@ def draw_curve(
     path: Path, records: Sequence[StepRecord], evaluations: Sequence[Evaluation]
 ) -> None:
     """Draw the training loss, and the held-out loss and accuracy, over the steps."""
-    figure = _new_figure(7.0, 3.8)
+    figure = new_figure(7.0, 3.8)
     axes = figure.add_subplot()
     axes.spines["top"].set_visible(False)
     steps, losses = [r.step for r in records], [r.loss for r in records]
@@ -51,7 +51,7 @@ def _draw_evaluations(axes: Any, evaluations: Sequence[Evaluation]) -> None:
 
 def draw_readings(path: Path, readings: Sequence[Reading]) -> None:
     """Draw images, all at one scale, with the prediction beside each; green where right."""
-    figure = _new_figure(7.0, 0.45 * len(readings) + 0.2)
+    figure = new_figure(7.0, 0.45 * len(readings) + 0.2)
     widest = max(reading.image.shape[1] for reading in readings)
     for row, reading in enumerate(readings):
         axes = figure.add_subplot(len(readings), 2, 2 * row + 1)
@@ -67,7 +67,7 @@ def draw_readings(path: Path, readings: Sequence[Reading]) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _new_figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     """Make a figure that needs no display and leaves pyplot's state alone."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

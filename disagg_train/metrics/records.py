@@ -38,6 +38,7 @@ class RankReport:
         spans: the ops it ran, in order.
         sent_bytes: per boundary or stage link, bytes that left this rank, both directions.
         peak_boundary_bytes: most memory that received rows and messages took at once.
+        peak_activation_bytes: most memory that waited for backwards at once.
         answers: per held-out sample key, the generated tokens (evaluation only).
     """
 
@@ -49,6 +50,7 @@ class RankReport:
     spans: Sequence[Span] = ()
     sent_bytes: Mapping[str, int] = field(default_factory=dict)
     peak_boundary_bytes: int = 0
+    peak_activation_bytes: int = 0
     answers: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
 
@@ -64,7 +66,7 @@ class ModuleTimes:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One line of ``metrics.jsonl``; ``peak_boundary_bytes`` are the busiest rank's."""
+    """One line of ``metrics.jsonl``; peaks are the busiest rank's."""
 
     step: int
     loss: float
@@ -75,6 +77,7 @@ class StepRecord:
     step_time_s: float
     skipped: bool
     peak_boundary_bytes: int
+    peak_activation_bytes: int
     modules: Mapping[str, ModuleTimes]
 
     @property

@@ -1,11 +1,16 @@
 """Chrome trace of a few steps: a row per rank, a slice per op (chrome://tracing, Perfetto)."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from disagg_train.metrics.records import RankReport
+from disagg_train.errors import DataError
+from disagg_train.metrics.records import RankReport, Span
+
+START_STEP = "start step"
+"""Name of the span with which every rank begins a step."""
 
 _MICRO = 1_000_000
 
@@ -45,3 +50,45 @@ def _slice(place: int, name: str, category: str, begin_s: float, end_s: float) -
 def write_trace(path: Path, steps: Iterable[Sequence[RankReport]], rows: Mapping[int, str]) -> None:
     """Write the trace as JSON."""
     path.write_text(json.dumps(chrome_trace(steps, rows)))
+
+
+def read_trace(path: Path) -> list[list[RankReport]]:
+    """Return per step the spans of all ranks, from a trace that a run wrote.
+
+    Raises:
+        DataError: there is no such file, or it is no such trace.
+    """
+    try:
+        events = json.loads(path.read_text())["traceEvents"]
+        spans: dict[int, list[Span]] = defaultdict(list)
+        for event in events:
+            if event["ph"] == "X":
+                spans[event["tid"]].append(_span(event))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is no trace of a run ({error!r}); train with train.trace_steps of 1 or more"
+        ) from error
+    steps: list[list[RankReport]] = []
+    for place, found in sorted(spans.items()):
+        for number, of_step in enumerate(_cut_into_steps(found)):
+            if number == len(steps):
+                steps.append([])
+            steps[number].append(RankReport(place, spans=of_step))
+    return steps
+
+
+def _span(event: Mapping[str, Any]) -> Span:
+    """Return what ``_slice`` made an event of; the subject is the second word of its name."""
+    begin_s, duration_s = event["ts"] / _MICRO, event["dur"] / _MICRO
+    subject = "" if event["name"] == START_STEP else " ".join(event["name"].split()[1:2])
+    return Span(event["name"], subject, event["cat"], begin_s, begin_s + duration_s)
+
+
+def _cut_into_steps(spans: Sequence[Span]) -> list[list[Span]]:
+    """Cut one rank's spans where steps start; all are one step where none says so."""
+    steps: list[list[Span]] = []
+    for span in spans:
+        if span.name == START_STEP or not steps:
+            steps.append([])
+        steps[-1].append(span)
+    return steps

@@ -1,7 +1,8 @@
 """Megatron-core on CPUs: what it takes for granted about CUDA, answered without CUDA.
 
 Megatron asks for the current CUDA device wherever it allocates, keeps CUDA events and
-streams, and names the type of CUDA tensors. ``install`` answers these once per process;
+streams, saves the state of CUDA's random numbers before it computes a layer again, and names
+the type of CUDA tensors. ``install`` answers these once per process;
 ``cuda_means_cpu`` covers the literal ``device="cuda"`` of building and of the optimizer.
 """
 
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 _CUDA_TYPES = {
@@ -41,6 +43,12 @@ class _NoRngTracker:
     def fork(self, name: str = "") -> Iterator[None]:
         del name
         yield
+
+    def get_states(self) -> dict[str, Tensor]:
+        return {}
+
+    def set_states(self, states: dict[str, Tensor]) -> None:
+        del states
 
 
 class _CudaMeansCpu(TorchFunctionMode):
@@ -89,5 +97,7 @@ def install() -> None:
 
     vars(megatron_random)["_CUDA_RNG_STATE_TRACKER"] = _NoRngTracker()
     vars(megatron_random)["_CUDA_RNG_STATE_TRACKER_INITIALIZED"] = True
+    vars(megatron_random)["_get_cuda_rng_state"] = lambda *_, **__: None
+    vars(megatron_random)["_set_cuda_rng_state"] = lambda *_, **__: None
     if parallel_state._GLOBAL_MEMORY_BUFFER is None:
         parallel_state._set_global_memory_buffer()

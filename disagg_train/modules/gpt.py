@@ -23,12 +23,21 @@ from disagg_train.modules.specs import layer_specs, megatron_config
 class LanguageModel(nn.Module):
     """Returns the sum of token losses; a stage that others follow returns its rows."""
 
-    def __init__(self, module: GptModule, groups: ProcessGroupCollection) -> None:
+    def __init__(
+        self,
+        module: GptModule,
+        groups: ProcessGroupCollection,
+        vp_stage: int = 0,
+        split_backward: bool = False,
+    ) -> None:
         super().__init__()
-        self.config = megatron_config(module.model, module.parallel)
+        self.config = megatron_config(
+            module.model, module.parallel, module.recompute, split_backward
+        )
         self.groups = groups
-        self.is_first = groups.pp.rank() == 0
-        self.is_last = groups.pp.rank() == groups.pp.size() - 1
+        vpp = module.parallel.vpp
+        self.is_first = groups.pp.rank() == 0 and vp_stage == 0
+        self.is_last = groups.pp.rank() == groups.pp.size() - 1 and vp_stage == vpp - 1
         self.gpt = GPTModel(
             self.config,
             layer_specs(module, self.config),
@@ -36,9 +45,11 @@ class LanguageModel(nn.Module):
             max_sequence_length=0,
             pre_process=self.is_first,
             post_process=self.is_last,
+            share_embeddings_and_output_weights=module.model.tie_embeddings,
             position_embedding_type="rope",
             rotary_base=module.model.rotary_base,
             pg_collection=groups,
+            vp_stage=vp_stage if vpp > 1 else None,
         )
 
     def forward(self, batch: LanguageBatch, inputs: Mapping[str, Tensor]) -> Tensor:

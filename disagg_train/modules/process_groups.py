@@ -30,7 +30,7 @@ def make_process_groups(
     groups = {
         **{"tp": tp, "cp": cp, "dp": dp, "pp": pp, "tp_cp": make("tp", "cp")},
         **{"mp": tp_pp, "dp_cp": dp_cp, "intra_dp_cp": dp_cp, "intra_dist_opt": everyone},
-        **{"embd": None, "pos_embd": None, "expt_tp": tp},  # embeddings are not tied
+        **{"embd": None, "pos_embd": None, "expt_tp": tp},  # tied copies meet in pp
         **{"expt_dp": dp_cp, "intra_expt_dp": dp_cp, "tp_ep": tp, "tp_ep_pp": tp_pp},
     }
     return ProcessGroupCollection(**groups | _expert_groups(grid, ep, backend, deadline_s))

@@ -1,5 +1,6 @@
 """Megatron configs and layer specs: Transformer Engine on GPUs, our own parts on CPUs."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,21 +15,47 @@ from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from torch.nn.functional import gelu, silu
 
-from disagg_train.config.modules import GptConfig, GptModule, ParallelConfig, VitConfig, VitModule
+from disagg_train.config.modules import (
+    GptConfig,
+    GptModule,
+    ParallelConfig,
+    Recompute,
+    VitConfig,
+    VitModule,
+)
 from disagg_train.modules.attention import CoreAttention
 from disagg_train.modules.norm import Norm
 
+_RECOMPUTE: Mapping[Recompute, Mapping[str, Any]] = {
+    "none": {},
+    "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+    "full": {
+        "recompute_granularity": "full",
+        "recompute_method": "uniform",
+        "recompute_num_layers": 1,
+    },
+}
 
-def megatron_config(model: GptConfig | VitConfig, parallel: ParallelConfig) -> TransformerConfig:
+
+def megatron_config(
+    model: GptConfig | VitConfig,
+    parallel: ParallelConfig,
+    recompute: Recompute = "none",
+    split_backward: bool = False,
+) -> TransformerConfig:
     """Return Megatron's config of a module.
 
     The LLM has RMSNorm, SwiGLU and no biases, an encoder LayerNorm, GELU and biases.
     Gradients are sums over tokens (``calculate_per_token_loss``), weights are drawn by
     name elsewhere (``perform_initialization`` off), and nothing is dropped out.
+
+    Megatron accepts ``delay_wgrad_compute`` only for its own overlap of experts; Transformer
+    Engine's linears read it when they are built, so it is set behind the check's back. Linears
+    with biases do not wait: not every version of the engine finds a late bias's gradient.
     """
     is_gpt = isinstance(model, GptConfig)
     query_groups = model.query_groups if isinstance(model, GptConfig) else None
-    return TransformerConfig(
+    config = TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
         num_attention_heads=model.num_attention_heads,
@@ -51,10 +78,14 @@ def megatron_config(model: GptConfig | VitConfig, parallel: ParallelConfig) -> T
         sequence_parallel=parallel.sequence_parallel,
         context_parallel_size=parallel.cp,
         pipeline_model_parallel_size=parallel.pp,
+        virtual_pipeline_model_parallel_size=parallel.vpp if parallel.vpp > 1 else None,
         pipeline_dtype=torch.float32,
         params_dtype=torch.float32,
         **_experts(model, parallel),
+        **_RECOMPUTE[recompute],
     )
+    config.delay_wgrad_compute = split_backward and is_gpt
+    return config
 
 
 def _experts(model: GptConfig | VitConfig, parallel: ParallelConfig) -> dict[str, Any]:
@@ -91,7 +122,8 @@ def layer_specs(
     if isinstance(module, VitModule):
         spec.submodules.self_attention.params = {"attn_mask_type": AttnMaskType.no_mask}
     last_norm = Norm if not torch.cuda.is_available() else _te_norm()
-    num_layers = config.num_layers // config.pipeline_model_parallel_size
+    parallel = module.parallel
+    num_layers = config.num_layers // (parallel.pp * parallel.vpp)
     return TransformerBlockSubmodules([spec] * num_layers, layer_norm=last_norm)
 
 

@@ -42,9 +42,13 @@ class VisionTransformer(MegatronModule):
     """
 
     def __init__(
-        self, module: VitModule, language: GptConfig, groups: ProcessGroupCollection
+        self,
+        module: VitModule,
+        language: GptConfig,
+        groups: ProcessGroupCollection,
+        split_backward: bool = False,
     ) -> None:
-        config = megatron_config(module.model, module.parallel)
+        config = megatron_config(module.model, module.parallel, module.recompute, split_backward)
         super().__init__(config=config)
         self.pg_collection, self.merge = groups, module.projector.merge
         self.is_first = groups.pp.rank() == 0

@@ -1,7 +1,8 @@
 """Weights by name: the same full tensors on every layout, cut into each rank's shard.
 
 A parameter's full name is its module's name and its path in the model, with layers and
-experts counted over the whole model. (seed, full name) alone decides its initial values.
+experts counted over the whole model; a copy of a tied matrix goes by the name of the matrix.
+(seed, full name) alone decides its initial values.
 """
 
 import hashlib
@@ -19,6 +20,8 @@ def named_weights(module: str, model: nn.Module) -> Iterator[tuple[str, nn.Param
     """Yield (full name, parameter) of every weight of a module's local model."""
     numbers = _global_numbers(model)
     for name, parameter in model.named_parameters():
+        if is_tied_copy(parameter):
+            name = name.replace("output_layer", "embedding.word_embeddings")
         parts = name.split(".")
         paths = [".".join(parts[: end + 1]) for end in range(len(parts))]
         full = (numbers.get(path, part) for path, part in zip(paths, parts, strict=True))
@@ -40,6 +43,16 @@ def _global_numbers(model: nn.Module) -> dict[str, str]:
 def is_expert_parallel(parameter: nn.Parameter) -> bool:
     """Whether the parameter is of an expert that some lanes hold and others do not."""
     return not getattr(parameter, "allreduce", True)
+
+
+def is_tied(parameter: nn.Parameter) -> bool:
+    """Whether the first and the last stage hold a copy each: an embedding that gives logits."""
+    return bool(getattr(parameter, "shared_embedding", False))
+
+
+def is_tied_copy(parameter: nn.Parameter) -> bool:
+    """Whether the parameter is the last stage's copy; the first stage's is the one that counts."""
+    return bool(getattr(parameter, "shared", False))
 
 
 def is_sharded(parameter: nn.Parameter) -> bool:

@@ -5,11 +5,17 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 from disagg_train.errors import PlanError
-from disagg_train.schedule.expected import expected_ops, inputs_of
+from disagg_train.schedule.expected import (
+    change_in_flight,
+    expected_evaluation,
+    expected_ops,
+    inputs_of,
+)
 from disagg_train.schedule.graph import StageGraph
 from disagg_train.schedule.ops import Op, OpKind, Schedule
 from disagg_train.schedule.replay import Replay
 
+_MAKE_GRADIENTS = (OpKind.BACKWARD, OpKind.BACKWARD_INPUT, OpKind.BACKWARD_WEIGHT)
 _SENDER_OF = {OpKind.RECV_FORWARD: OpKind.SEND_FORWARD, OpKind.RECV_BACKWARD: OpKind.SEND_BACKWARD}
 
 
@@ -22,13 +28,21 @@ def check(schedule: Schedule, graph: StageGraph) -> None:
         PlanError: an op is missing, repeated, out of order, unpaired, holds too many
             activations, or waits for ever.
     """
+    if len(schedule.ops) != graph.num_ranks:
+        raise PlanError(
+            f"the schedule {schedule.name!r} is for {len(schedule.ops)} ranks, the job has "
+            f"{graph.num_ranks}"
+        )
     training = all(op.kind is not OpKind.EVALUATE for ops in schedule.ops for op in ops)
-    for (modules, ops), rank in _kinds_of_ranks(schedule, graph).items():
-        expected = expected_ops(modules, graph, schedule.num_microbatches, training)
+    for (stages, ops), rank in _kinds_of_ranks(schedule, graph).items():
+        if training:
+            expected = expected_ops(stages, graph, schedule.num_microbatches, ops)
+        else:
+            expected = expected_evaluation(stages, graph, schedule.num_microbatches)
         _check_complete(rank, ops, expected)
         _check_inputs(rank, ops, graph)
         _check_in_flight(rank, ops, schedule, graph)
-        _check_commit_point(rank, ops)
+        _check_end_of_step(rank, ops)
     for edge in graph.edges:
         for receive, send in _SENDER_OF.items():
             _check_pairing(schedule, graph, edge.name, send, receive)
@@ -38,7 +52,7 @@ def check(schedule: Schedule, graph: StageGraph) -> None:
 def _kinds_of_ranks(
     schedule: Schedule, graph: StageGraph
 ) -> dict[tuple[frozenset[str], tuple[Op, ...]], int]:
-    """Return (hosted modules, op list) -> its first rank; most ranks are alike."""
+    """Return (hosted stages, op list) -> its first rank; most ranks are alike."""
     kinds: dict[tuple[frozenset[str], tuple[Op, ...]], int] = {}
     for rank, ops in enumerate(schedule.ops):
         hosted = frozenset(name for name, node in graph.nodes.items() if rank in node.places)
@@ -69,29 +83,31 @@ def _check_inputs(rank: int, ops: tuple[Op, ...], graph: StageGraph) -> None:
 
 
 def _check_in_flight(rank: int, ops: Iterable[Op], schedule: Schedule, graph: StageGraph) -> None:
-    """No module holds more activations at once than the schedule declares."""
+    """No stage holds more activations at once than the schedule declares."""
     held: dict[str, int] = defaultdict(int)
     for op in ops:
-        if op.kind is OpKind.FORWARD and graph.runs_backward(op.module):
-            held[op.module] += 1
-        if op.kind is OpKind.BACKWARD:
-            held[op.module] -= 1
+        held[op.module] += change_in_flight(op, graph)
         bound = schedule.in_flight.get(op.module, 0)
-        if op.kind.is_compute and held[op.module] > bound:
+        if op.kind is OpKind.FORWARD and held[op.module] > bound:
             raise PlanError(
                 f"rank {rank} at '{op}' holds {held[op.module]} activations, bound {bound}"
             )
 
 
-def _check_commit_point(rank: int, ops: tuple[Op, ...]) -> None:
-    """No weight may change before all modules agreed."""
+def _check_end_of_step(rank: int, ops: tuple[Op, ...]) -> None:
+    """Gradients are summed once they are whole, and no weight changes before all agreed."""
+    summed: set[str] = set()
     agreed = False
     for op in ops:
-        agreed |= op.kind is OpKind.AGREE
+        if op.kind in _MAKE_GRADIENTS and op.module in summed:
+            raise PlanError(f"rank {rank} runs '{op}' after 'start_grad_sync {op.module}'")
         if op.kind is OpKind.OPTIMIZER_STEP and not agreed:
             raise PlanError(f"rank {rank} runs '{op}' before 'agree'")
-        if op.kind in (OpKind.BACKWARD, OpKind.GRAD_SYNC) and agreed:
+        if op.kind in (*_MAKE_GRADIENTS, OpKind.GRAD_SYNC) and agreed:
             raise PlanError(f"rank {rank} runs '{op}' after 'agree'")
+        if op.kind is OpKind.START_GRAD_SYNC:
+            summed.add(op.module)
+        agreed |= op.kind is OpKind.AGREE
 
 
 def _check_pairing(

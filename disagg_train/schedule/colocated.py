@@ -12,23 +12,25 @@ within the LLM's phase, a rank still busy with encoders and one already in the L
 wait for each other for ever.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from disagg_train.schedule.graph import Edge, StageGraph
-from disagg_train.schedule.one_f_one_b import (
-    backwards,
-    forwards,
-    one_f_one_b,
+from disagg_train.schedule.ops import Op, OpKind
+from disagg_train.schedule.passes import (
+    Passes,
+    backwards_due,
+    forward,
     trained,
     transfers,
+    with_transfers,
 )
-from disagg_train.schedule.ops import Op, OpKind
 
 
 def colocated(
     graph: StageGraph,
     encoders: Sequence[str],
-    language: str,
+    language: Sequence[str],
+    language_passes: Callable[[Sequence[int]], Passes],
     num_microbatches: int,
     window: int,
 ) -> list[Op]:
@@ -37,7 +39,8 @@ def colocated(
     Args:
         graph: the stage graph.
         encoders: the rank's stages of encoders, upstream first.
-        language: its stage of the LLM.
+        language: its stages of the LLM.
+        language_passes: the LLM's passes over a window of microbatches.
         num_microbatches: of the step.
         window: microbatches whose encoder activations are held at once.
     """
@@ -47,21 +50,23 @@ def colocated(
     for first in range(0, num_microbatches, window):
         microbatches = range(first, min(first + window, num_microbatches))
         for microbatch in microbatches:
-            ops += forwards(graph, encoders, microbatch)
+            ops += with_transfers(graph, [forward(stage, microbatch) for stage in encoders])
             ops += transfers(OpKind.RECV_FORWARD, within, microbatch)
-        ops += one_f_one_b(graph, language, microbatches, apart=within)
+        ops += with_transfers(graph, language_passes(microbatches), apart=within)
         for microbatch in microbatches:
             ops += transfers(OpKind.SEND_BACKWARD, given_back, microbatch)
-            ops += backwards(graph, encoders, microbatch)
+            for stage in reversed(encoders):
+                ops += backwards_due(graph, stage, microbatch, num_microbatches)
     return ops
 
 
-def _edges_within(graph: StageGraph, language: str) -> list[Edge]:
-    """Return the edges into a stage of the LLM from encoders of its own group."""
+def _edges_within(graph: StageGraph, language: Sequence[str]) -> list[Edge]:
+    """Return the edges into some stages of the LLM from encoders of its own group."""
     group = graph.last.group
     return [
         edge
-        for edge in graph.into(language)
+        for stage in language
+        for edge in graph.into(stage)
         if graph.nodes[edge.source].group == group
         and graph.nodes[edge.source] not in graph.language
     ]

@@ -47,11 +47,13 @@ class Edge:
         source: name of a stage.
         destination: name of a stage.
         label: name in ops, logs and errors, where it is not made of the stages' names.
+        span: microbatches by which the destination may put off a sample after the source.
     """
 
     source: str
     destination: str
     label: str = ""
+    span: int = 0
 
     @property
     def name(self) -> str:
@@ -79,6 +81,10 @@ class StageGraph:
     def language(self) -> tuple[StageNode, ...]:
         """The LLM's stages."""
         return tuple(n for n in self.nodes.values() if n.module == self.last.module)
+
+    def stages_of_language(self, stage: StageNode) -> list[str]:
+        """Return the LLM's stages on the ranks of ``stage``: several where it is interleaved."""
+        return [node.name for node in self.language if node.places == stage.places]
 
     @cached_property
     def num_ranks(self) -> int:
@@ -108,6 +114,11 @@ class StageGraph:
     def stages_after(self, stage: str) -> int:
         """Return how many stages follow on the longest path to the end."""
         following = (1 + self.stages_after(edge.destination) for edge in self.out_of(stage))
+        return max(following, default=0)
+
+    def span_after(self, stage: str) -> int:
+        """Return by how many microbatches what follows a stage may put off its samples."""
+        following = (edge.span + self.span_after(edge.destination) for edge in self.out_of(stage))
         return max(following, default=0)
 
     def runs_backward(self, stage: str) -> bool:

@@ -1,20 +1,31 @@
 """The words of a schedule: ops, and the op list of every rank."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class OpKind(StrEnum):
-    """What a rank does."""
+    """What a rank does.
+
+    A stage runs ``backward``, or ``backward_input`` (gradients of the received rows, first, so
+    that the stage before can go on) and ``backward_weight`` later. A frozen stage that passes
+    gradients on has ``backward_input`` alone. ``run_ahead`` is a forward of the next step's
+    microbatch, of a stage whose weights do not change in between. ``start_grad_sync`` begins
+    to sum gradients over dp, ``grad_sync`` waits for the sums.
+    """
 
     FORWARD = "forward"
     BACKWARD = "backward"
+    BACKWARD_INPUT = "backward_input"
+    BACKWARD_WEIGHT = "backward_weight"
     EVALUATE = "evaluate"
+    RUN_AHEAD = "run_ahead"
     SEND_FORWARD = "send_forward"
     RECV_FORWARD = "recv_forward"
     SEND_BACKWARD = "send_backward"
     RECV_BACKWARD = "recv_backward"
+    START_GRAD_SYNC = "start_grad_sync"
     GRAD_SYNC = "grad_sync"
     AGREE = "agree"
     OPTIMIZER_STEP = "optimizer_step"
@@ -22,7 +33,12 @@ class OpKind(StrEnum):
     @property
     def is_compute(self) -> bool:
         """Whether all ranks of a lane run the op together."""
-        return self in (OpKind.FORWARD, OpKind.BACKWARD, OpKind.EVALUATE)
+        return self in _COMPUTE
+
+    @property
+    def gives_input_gradient(self) -> bool:
+        """Whether the op makes what the stage before waits for."""
+        return self in (OpKind.BACKWARD, OpKind.BACKWARD_INPUT)
 
     @property
     def is_send(self) -> bool:
@@ -38,6 +54,16 @@ class OpKind(StrEnum):
     def is_gradient(self) -> bool:
         """Whether a transfer carries gradients."""
         return self in (OpKind.SEND_BACKWARD, OpKind.RECV_BACKWARD)
+
+
+_COMPUTE = (
+    OpKind.FORWARD,
+    OpKind.BACKWARD,
+    OpKind.BACKWARD_INPUT,
+    OpKind.BACKWARD_WEIGHT,
+    OpKind.EVALUATE,
+    OpKind.RUN_AHEAD,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +106,12 @@ class Schedule:
     in_flight: Mapping[str, int]
 
 
-def update_ops(modules: list[str]) -> list[Op]:
-    """Return the end of a training step: sync gradients, agree, then change weights.
+def update_ops(stages: Sequence[str]) -> list[Op]:
+    """Return the end of a training step: settle gradients, agree, then change weights.
 
     Args:
-        modules: the rank's stages that train.
+        stages: the rank's stages that train.
     """
-    syncs = [Op(OpKind.GRAD_SYNC, module) for module in modules]
-    steps = [Op(OpKind.OPTIMIZER_STEP, module) for module in modules]
+    syncs = [Op(OpKind.GRAD_SYNC, stage) for stage in stages]
+    steps = [Op(OpKind.OPTIMIZER_STEP, stage) for stage in stages]
     return [*syncs, Op(OpKind.AGREE), *steps]

@@ -14,6 +14,7 @@ class Replay:
     A send blocks until every receiver has posted; forwards, backwards and syncs are
     collectives over their ranks. An exchange is launched at a rank's send, its own receives
     included; a rank that only receives posts its next receive once the one before is done.
+    To start a sync waits for nobody.
     """
 
     def __init__(self, schedule: Schedule, graph: StageGraph) -> None:
@@ -78,6 +79,8 @@ class Replay:
             return (op.boundary, op.kind.is_gradient, op.microbatch), peers
         if op.kind is OpKind.AGREE:
             return op, self.everyone
+        if op.kind is OpKind.START_GRAD_SYNC:
+            return (op, rank), frozenset((rank,))
         if op.kind.is_compute:
             lane = self.lane_of[op.module, rank]
             return (op, lane), lane

@@ -60,7 +60,8 @@ class PlainVlm:
         x_SD = _transformer(
             decoder, torch.stack(rows), _rms_norm, _swiglu, self.query_groups, self.rotary_base
         )
-        logits_SV = _linear(self.weights, "language.gpt.output_layer", x_SD)
+        head_VD = self.weights.get("language.gpt.output_layer.weight", table_VD)  # or it is tied
+        logits_SV = linear(x_SD, head_VD)
         labels_S = torch.from_numpy(sample.labels_S)
         return cross_entropy(logits_SV[labels_S >= 0], labels_S[labels_S >= 0], reduction="sum")
 

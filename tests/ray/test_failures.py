@@ -28,7 +28,7 @@ def _train(session: Session, job: JobConfig) -> list[StepRecord]:
 
 
 def test_a_killed_rank_is_named_with_its_group(pool: ActorPool) -> None:
-    job = job_with("train.steps=100000", "deadlines.exchange_s=20")
+    job = job_with("train.steps=100000", "deadlines.exchange_s=60")
     with pytest.raises(RankError) as caught, pool.session(job) as session:
         victim = session.groups[0].actors[1]
         os.kill(ray.get(victim.process_id.remote()), signal.SIGKILL)
@@ -38,7 +38,7 @@ def test_a_killed_rank_is_named_with_its_group(pool: ActorPool) -> None:
 
 
 def test_a_rank_that_dies_while_loading_a_sample_is_named(pool: ActorPool) -> None:
-    job = job_with("deadlines.exchange_s=20", source="DeadlySource")
+    job = job_with("deadlines.exchange_s=60", source="DeadlySource")
     with pytest.raises(RankError, match="the actor died"), pool.session(job) as session:
         _train(session, job)
 
@@ -51,7 +51,7 @@ def test_a_rank_that_dies_while_loading_a_sample_is_named(pool: ActorPool) -> No
     ],
 )
 def test_a_bad_sample_is_named(pool: ActorPool, source: str, message: str) -> None:
-    job = job_with("deadlines.exchange_s=20", source=source)
+    job = job_with("deadlines.exchange_s=60", source=source)
     with pytest.raises(DataError, match=message), pool.session(job) as session:
         _train(session, job)
 

@@ -200,5 +200,5 @@ def test_fused_sequence_over_cp8_rank_r_holds_chunks_r_and_15_minus_r_and_labels
 
 def test_an_encoders_image_over_cp2_is_cut_the_same_way() -> None:
     plan = StepPlan(0, (SampleSize(0, 8, 1, {ENCODER: (Slot(0, 8),)}),), {ENCODER: (((0,),),)})
-    layout = source_layout(plan, Side(ENCODER, Grid(cp=2), (0, 1)), 0)
+    layout = source_layout(plan, Side(ENCODER, Grid(cp=2), (0, 1)), [0])
     assert [holding.token_ids for holding in layout.holdings] == [[0, 1, 6, 7], [2, 3, 4, 5]]

@@ -45,7 +45,7 @@ def test_the_source_holds_its_images_tokens_in_assignment_order(case: BoundaryCa
 
 @given(boundary_cases())
 def test_source_rows_count_the_padding_too(case: BoundaryCase) -> None:
-    rows = source_rows(case.plan, case.source, case.microbatch)
+    rows = source_rows(case.plan, case.source, [case.microbatch])
     places = case.layouts.source.places
     assert dict(zip(places, rows, strict=True)) == {p: len(s) for p, s in case.held.items()}
     assert case.layouts.source_rows == rows
@@ -109,7 +109,7 @@ def test_only_ranks_of_the_boundarys_stage_have_a_holding(case: BoundaryCase) ->
 
 @given(boundary_cases())
 def test_equal_lanes_give_every_source_rank_equally_many_rows(case: BoundaryCase) -> None:
-    rows = source_rows(case.plan, case.source, case.microbatch)
+    rows = source_rows(case.plan, case.source, [case.microbatch])
     assert not case.source.equal_lanes or len(set(rows)) == 1
 
 
@@ -132,7 +132,7 @@ def rows_by_place(layout: Layout) -> list[list[tuple[int, int]]]:
 def test_a_text_only_microbatch_has_layouts_without_tokens() -> None:
     plan = plan_of([0, 0], vision=[[0, 1]], language=[[1], [0]])
     side = Side(LANGUAGE, Grid(tp=2, dp=2), (1, 2, 3, 4), sequence_parallel=True)
-    source = source_layout(plan, Side(ENCODER, Grid(), (0,)), 0)
+    source = source_layout(plan, Side(ENCODER, Grid(), (0,)), [0])
     destination = destination_layout(plan, ENCODER, side, 0)
     assert [holding.num_tokens for holding in source.holdings] == [0]
     assert [holding.num_tokens for holding in destination.holdings] == [0] * 4
@@ -168,23 +168,23 @@ def test_5_image_tokens_are_this_many_source_rows(
 ) -> None:
     plan = plan_of([5], vision=[[0]])
     side = Side(ENCODER, grid, tuple(range(grid.size)), sequence_parallel)
-    assert list(source_rows(plan, side, 0)) == rows
+    assert list(source_rows(plan, side, [0])) == rows
 
 
 def test_every_image_of_a_sample_is_padded_for_itself() -> None:
     slots = (Slot(0, 1), Slot(1, 2))
     plan = StepPlan(0, (SampleSize(0, 3, 1, {ENCODER: slots}),), {ENCODER: (((0,),),)})
     side = Side(ENCODER, Grid(cp=2), (0, 1))
-    assert source_rows(plan, side, 0) == (4, 4)
-    assert rows_by_place(source_layout(plan, side, 0)) == [[(0, 0), (2, 1)], [(2, 2)]]
+    assert source_rows(plan, side, [0]) == (4, 4)
+    assert rows_by_place(source_layout(plan, side, [0])) == [[(0, 0), (2, 1)], [(2, 2)]]
 
 
 def test_equal_lanes_pad_the_short_lane_but_not_all_empty_ones() -> None:
     plan = plan_of([3, 0, 4], vision=[[0, 2], [1]])
     side = Side(ENCODER, Grid(dp=2), (0, 1), equal_lanes=True)
-    assert source_rows(plan, side, 0) == (7, 7)
+    assert source_rows(plan, side, [0]) == (7, 7)
     empty = plan_of([0], vision=[[0], []])
-    assert source_rows(empty, side, 0) == (0, 0)
+    assert source_rows(empty, side, [0]) == (0, 0)
 
 
 def test_equal_padded_lanes_have_the_most_sequences_and_the_longest_of_any_lane() -> None:

@@ -15,6 +15,39 @@ def test_stages_that_do_not_divide_the_layers_are_refused_with_those_that_do() -
     assert "pp=5 does not divide num_layers=" in message
 
 
+INTERLEAVED = ("modules.language.parallel.vpp=2", "modules.language.parallel.pp=2")
+FOUR_LAYERS = ("modules.language.model.num_layers=4", "groups.language.ranks=8")
+
+
+def test_interleaving_is_for_the_llms_pipelines() -> None:
+    for override in ("modules.vision.parallel.vpp=2", INTERLEAVED[0]):
+        message = refusal(override)
+        assert "only the LLM's pipelines are interleaved, and only with pp > 1" in message
+
+
+def test_layers_must_divide_over_all_stages() -> None:
+    message = refusal(*INTERLEAVED, *FOUR_LAYERS[1:], "modules.language.model.num_layers=6")
+    assert "pp=2 * vpp=2 does not divide num_layers=6" in message
+
+
+@pytest.mark.parametrize("schedule", ["zero_bubble", "gpipe"])
+def test_an_interleaved_llm_takes_no_other_schedule(schedule: str) -> None:
+    message = refusal(*INTERLEAVED, *FOUR_LAYERS, f"train.schedule={schedule}")
+    assert "asks for the interleaved schedule; use vpp: 1 or schedule: 1f1b" in message
+
+
+@pytest.mark.parametrize(
+    ("field", "overrides"),
+    [
+        ("microbatches=3", ["train.microbatches=3"]),
+        ("window=1", ["train.microbatches=2", "train.window=1"]),
+    ],
+)
+def test_interleaved_microbatches_come_in_groups(field: str, overrides: list[str]) -> None:
+    message = refusal(*INTERLEAVED, *FOUR_LAYERS, *overrides)
+    assert f"train.{field} is no multiple of pp=2" in message
+
+
 @pytest.mark.parametrize("axis", ["tp", "dp", "cp", "pp", "ep"])
 def test_a_degree_below_one_is_refused(axis: str) -> None:
     message = refusal(f"modules.language.parallel.{axis}=0")

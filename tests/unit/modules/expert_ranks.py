@@ -3,12 +3,9 @@
 Nothing heavy is imported before a rank runs, so that collecting the tests stays cheap.
 """
 
-import math
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +14,16 @@ from numpy.typing import NDArray
 
 from disagg_train.config.load import load_job
 from disagg_train.topology.grid import Grid
+from tests.unit.modules.language_ranks import (
+    DEADLINE_S,
+    VOCABULARY,
+    lane_batch,
+    whole_norm,
+    world,
+)
 
 if TYPE_CHECKING:
     from disagg_train.engine.stage import Stage
-    from disagg_train.modules.batch import LanguageBatch
 
 LAYOUTS: Mapping[str, Mapping[str, Any]] = {
     "one": {},
@@ -37,7 +40,6 @@ MOST_RANKS = 4
 NUM_EXPERTS, EXPERTS_PER_TOKEN = 4, 2
 _MICROBATCHES = ((5, 3, 9), (7,))
 _NUM_TARGETS = sum(length - 1 for lengths in _MICROBATCHES for length in lengths)
-_DEADLINE_S = 60.0
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -69,19 +71,9 @@ def train_every_layout(rank: int, folder: Path) -> None:
     for name, degrees in LAYOUTS.items():
         grid = Grid(**{axis: degrees.get(axis, 1) for axis in ("tp", "cp", "dp")})
         if rank < grid.size:
-            with _world(rank, grid.size, folder / name.replace(" ", "_")):
+            with world(rank, grid.size, folder / name.replace(" ", "_")):
                 seen[name] = _train(grid, degrees)
     (folder / f"{rank}.pickle").write_bytes(pickle.dumps(seen))
-
-
-@contextmanager
-def _world(rank: int, size: int, file: Path) -> Iterator[None]:
-    import torch.distributed as dist
-
-    timeout = timedelta(seconds=_DEADLINE_S)
-    dist.init_process_group("gloo", f"file://{file}", timeout, size, rank)
-    yield
-    dist.destroy_process_group()
 
 
 def _train(grid: Grid, degrees: Mapping[str, Any]) -> Seen:
@@ -92,7 +84,7 @@ def _train(grid: Grid, degrees: Mapping[str, Any]) -> Seen:
     from disagg_train.modules.process_groups import make_process_groups
 
     job = load_job(_job(grid, degrees))
-    groups = make_process_groups(grid, degrees.get("ep", 1), "gloo", _DEADLINE_S)
+    groups = make_process_groups(grid, degrees.get("ep", 1), "gloo", DEADLINE_S)
     stage = build_stage("language", job, groups, torch.device("cpu"))
     stages, losses, norms, gradients = {"language": stage}, [], [], []
     initial, mixed = full_weights(stages), _mix(stage)
@@ -100,19 +92,9 @@ def _train(grid: Grid, degrees: Mapping[str, Any]) -> Seen:
         loss = _accumulate(stage, grid, groups.dp.rank(), groups.cp.rank())
         losses.append(loss if groups.tp.rank() == 0 else 0.0)
         gradients.append(full_gradients(stages))
-        norms.append(_whole_norm(stage))
+        norms.append(whole_norm([stage]))
         stage.optimizer.step(job.train.optimizer.lr, norms[-1])
     return Seen(losses, norms, mixed, initial, gradients[0], full_weights(stages))
-
-
-def _whole_norm(stage: "Stage") -> float:
-    """Return the gradient norm over all ranks, as ``engine.agreement`` does."""
-    import torch
-    import torch.distributed as dist
-
-    squared = torch.tensor([stage.optimizer.squared_norm()], dtype=torch.float64)
-    dist.all_reduce(squared)
-    return math.sqrt(squared.item())
 
 
 def mixture_input() -> NDArray[np.float32]:
@@ -131,7 +113,7 @@ def _mix(stage: "Stage") -> NDArray[Any]:
 
 
 def _job(grid: Grid, degrees: Mapping[str, Any]) -> dict[str, Any]:
-    model = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 64}
+    model = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": VOCABULARY}
     experts = {"num_experts": NUM_EXPERTS, "experts_per_token": EXPERTS_PER_TOKEN}
     return {
         "name": "experts",
@@ -152,27 +134,8 @@ def _accumulate(stage: "Stage", grid: Grid, dp_rank: int, cp_rank: int) -> float
     stage.optimizer.zero_grad()
     loss = 0.0
     for number, lengths in enumerate(_MICROBATCHES):
-        batch = _batch(lengths[dp_rank :: grid.dp], lengths, grid, cp_rank)
+        batch = lane_batch(lengths, grid, dp_rank, cp_rank)
         loss += float(stage.forward(number, batch, {}))
         stage.backward(number, None)
     stage.optimizer.sync(_NUM_TARGETS)
     return loss
-
-
-def _batch(
-    mine: Sequence[int], lengths: Sequence[int], grid: Grid, cp_rank: int
-) -> "LanguageBatch":
-    """Return a lane's samples, with padding alone where other lanes have more."""
-    import torch
-
-    from disagg_train.modules.attention import zigzag
-    from disagg_train.modules.batch import LanguageBatch
-
-    shape = (math.ceil(len(lengths) / grid.dp), 4 * math.ceil(max(lengths) / 4))
-    tokens, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)
-    for row, length in enumerate(mine):
-        tokens[row, :length] = (torch.arange(length) ** 2 * 5 + length) % 64
-        labels[row, : length - 1] = tokens[row, 1:length]
-    held = zigzag(shape[1], grid.cp, torch.device("cpu"))[cp_rank]
-    positions = torch.arange(tokens.numel())[None]
-    return LanguageBatch(tokens[:, held], labels[:, held], None, {}, positions)

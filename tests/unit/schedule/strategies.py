@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from hypothesis import strategies as st
 
-from disagg_train.schedule.build import training_schedule
+from disagg_train.schedule.build import Pipeline, training_schedule
 from disagg_train.schedule.graph import Edge, StageGraph, StageNode, stage_name
 from disagg_train.schedule.ops import Schedule
 
@@ -20,11 +20,12 @@ class TrainingCase:
     graph: StageGraph
     num_microbatches: int
     window: int
+    pipeline: Pipeline = "1f1b"
 
     @property
     def schedule(self) -> Schedule:
         """The schedule under test."""
-        return training_schedule(self.graph, self.num_microbatches, self.window)
+        return training_schedule(self.graph, self.num_microbatches, self.window, self.pipeline)
 
 
 def node(
@@ -64,19 +65,25 @@ def mixed_graph() -> StageGraph:
 
 
 def pipelined(
-    name: str, group: str, places: range, num_stages: int, lane_size: int, trainable: bool = True
+    name: str,
+    group: str,
+    places: range,
+    pp: int,
+    lane_size: int,
+    trainable: bool = True,
+    vpp: int = 1,
 ) -> list[StageNode]:
-    """Return the stages of a module whose places are cut evenly over them."""
-    per_stage = len(places) // num_stages
+    """Return the stages of a module: its places are cut evenly, each cut hosts every pp-th."""
+    per_stage = len(places) // pp
     return [
         node(
-            stage_name(name, stage, num_stages),
+            stage_name(name, stage, pp * vpp),
             group,
-            places[stage * per_stage : (stage + 1) * per_stage],
+            places[stage % pp * per_stage : (stage % pp + 1) * per_stage],
             min(lane_size, per_stage),
             trainable,
         )
-        for stage in range(num_stages)
+        for stage in range(pp * vpp)
     ]
 
 
@@ -100,11 +107,20 @@ def pipelined_graph() -> StageGraph:
     )
 
 
+def interleaved_graph() -> StageGraph:
+    """Return an encoder feeding an LLM whose two ranks host two stages each."""
+    return graph_of_modules(
+        pipelined("vision", "encoders", range(1), 1, 1),
+        pipelined(LANGUAGE, LANGUAGE, range(1, 3), 2, 1, vpp=2),
+    )
+
+
 @st.composite
 def graphs(draw: st.DrawFn) -> StageGraph:
     """Draw one to three encoders, each on the LLM's group, its own or a shared one.
 
-    Every module has one, two or four pipeline stages, as its ranks allow.
+    Every module has one, two or four pipeline stages, as its ranks allow; the LLM's pipelines
+    are interleaved now and then.
     """
     names = ENCODERS[: draw(st.integers(1, 3), label="encoders")]
     group_of = {name: draw(st.sampled_from([LANGUAGE, "shared", name])) for name in names}
@@ -118,13 +134,23 @@ def graphs(draw: st.DrawFn) -> StageGraph:
     for name in draw(st.permutations([*names, LANGUAGE])):
         places = places_of[group_of[name]]
         degrees = [n for n in (1, 2, 4) if n <= len(places)]
-        num_stages, lane_size = draw(st.sampled_from(degrees)), draw(st.sampled_from(degrees))
+        pp, lane_size = draw(st.sampled_from(degrees)), draw(st.sampled_from(degrees))
         trainable = draw(st.booleans())
-        modules.append(pipelined(name, group_of[name], places, num_stages, lane_size, trainable))
+        vpp = draw(st.sampled_from([1, 2, 3])) if name == LANGUAGE and pp > 1 else 1
+        modules.append(pipelined(name, group_of[name], places, pp, lane_size, trainable, vpp))
     return graph_of_modules(*modules)
 
 
 @st.composite
 def training_cases(draw: st.DrawFn) -> TrainingCase:
-    """Draw a graph, 1 to 6 microbatches, and a window that may exceed them."""
-    return TrainingCase(draw(graphs()), draw(st.integers(1, 6)), draw(st.integers(1, 7)))
+    """Draw a graph, 1 to 6 microbatches, a window that may exceed them, and a pipeline.
+
+    Interleaved pipelines take microbatches by the group, as many as pipeline ranks.
+    """
+    graph = draw(graphs())
+    hosted = len(graph.stages_of_language(graph.language[0]))
+    group = len(graph.language) // hosted if hosted > 1 else 1
+    pipelines: list[Pipeline] = ["1f1b"] if hosted > 1 else ["1f1b", "zero_bubble", "gpipe"]
+    count = group * draw(st.integers(1, 6 if group == 1 else 3))
+    window = group * draw(st.integers(1, 7 if group == 1 else 3))
+    return TrainingCase(graph, count, window, draw(st.sampled_from(pipelines)))

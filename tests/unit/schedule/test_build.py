@@ -4,7 +4,7 @@ Golden files: run with ``REGENERATE_GOLDEN=1`` to write them anew, then read the
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,15 +13,18 @@ from hypothesis import strategies as st
 
 from disagg_train.schedule.build import evaluation_schedule, training_schedule
 from disagg_train.schedule.check import check
-from disagg_train.schedule.graph import StageGraph
+from disagg_train.schedule.graph import StageGraph, StageNode
 from disagg_train.schedule.ops import Op, OpKind, Schedule
 from tests.unit.schedule.strategies import (
     LANGUAGE,
     TrainingCase,
     colocated_graph,
     disjoint_graph,
+    graph_of_modules,
     graphs,
+    interleaved_graph,
     mixed_graph,
+    pipelined,
     pipelined_graph,
     training_cases,
 )
@@ -36,6 +39,10 @@ GOLDEN_SCHEDULES: Mapping[str, Callable[[], Schedule]] = {
     "colocated_windows_of_2": lambda: training_schedule(colocated_graph(), 3, 2),
     "mixed_windows_of_2": lambda: training_schedule(mixed_graph(), 3, 2),
     "pipelined_4_microbatches": lambda: training_schedule(pipelined_graph(), 4, 4),
+    "zero_bubble": lambda: training_schedule(pipelined_graph(), 4, 4, "zero_bubble"),
+    "gpipe": lambda: training_schedule(pipelined_graph(), 3, 3, "gpipe"),
+    "interleaved": lambda: training_schedule(interleaved_graph(), 4, 4),
+    "evaluation_interleaved": lambda: evaluation_schedule(interleaved_graph(), 2),
     "evaluation_pipelined": lambda: evaluation_schedule(pipelined_graph(), 2),
     "evaluation_disjoint": lambda: evaluation_schedule(disjoint_graph(), 2),
     "evaluation_mixed": lambda: evaluation_schedule(mixed_graph(), 2),
@@ -81,13 +88,30 @@ def test_every_rank_runs_exactly_its_modules_forwards_and_backwards(case: Traini
 
 
 def expected_compute(case: TrainingCase, rank: int) -> list[str]:
-    here = [n.name for n in case.graph.nodes.values() if rank in n.places]
-    numbers = range(case.num_microbatches)
-    forwards = [f"forward {name} {i}" for name in here for i in numbers]
-    backwards = [
-        f"backward {name} {i}" for name in here for i in numbers if case.graph.runs_backward(name)
+    return [
+        f"{kind} {node.name} {microbatch}"
+        for node in case.graph.nodes.values()
+        if rank in node.places
+        for kind, count in kinds_and_counts(case, node).items()
+        for microbatch in range(count)
     ]
-    return forwards + backwards
+
+
+def kinds_and_counts(case: TrainingCase, node: StageNode) -> dict[str, int]:
+    kinds = ["forward"]
+    splits = case.pipeline == "zero_bubble" and node.module == LANGUAGE
+    if case.graph.runs_backward(node.name):
+        kinds += ["backward_input"] if splits or not node.trainable else ["backward"]
+        kinds += ["backward_weight"] * (splits and node.trainable)
+    return dict.fromkeys(kinds, case.num_microbatches) | {"run_ahead": most_ahead(case, node)}
+
+
+def most_ahead(case: TrainingCase, node: StageNode) -> int:
+    """Frozen stages on ranks of their own, with no stage before them, run ahead."""
+    waits = case.graph.runs_backward(node.name) or case.graph.into(node.name)
+    if waits or node.group == LANGUAGE:
+        return 0
+    return min(case.graph.stages_after(node.name), case.num_microbatches)
 
 
 @given(training_cases())
@@ -95,7 +119,7 @@ def test_every_rank_agrees_once_and_updates_its_trainable_modules(case: Training
     for rank, ops in enumerate(case.schedule.ops):
         trainable = {n.name for n in case.graph.nodes.values() if rank in n.places and n.trainable}
         assert [op for op in ops if op.kind is OpKind.AGREE] == [Op(OpKind.AGREE)]
-        for kind in (OpKind.GRAD_SYNC, OpKind.OPTIMIZER_STEP):
+        for kind in (OpKind.START_GRAD_SYNC, OpKind.GRAD_SYNC, OpKind.OPTIMIZER_STEP):
             modules = [op.module for op in ops if op.kind is kind]
             assert sorted(modules) == sorted(trainable)
 
@@ -110,28 +134,55 @@ def test_a_frozen_encoder_has_no_backward_and_no_backward_boundary_ops(case: Tra
 
 
 @given(training_cases())
-def test_the_declared_activations_are_really_reached(case: TrainingCase) -> None:
-    schedule = case.schedule
-    for name, node in case.graph.nodes.items():
-        if case.graph.runs_backward(name):
-            held = most_held(schedule.ops[min(node.places)], name)
-            assert held == schedule.in_flight[name]
+def test_a_stage_holds_what_its_schedule_says(case: TrainingCase) -> None:
+    graph = case.graph
+    for name, held in case.schedule.in_flight.items():
+        assert held <= case.num_microbatches
+        if not graph.runs_backward(name):
+            assert held == 0
+        elif graph.nodes[name] in graph.language and case.window >= case.num_microbatches:
+            assert held == min(most_in_flight(case, name), case.num_microbatches)
 
 
-def most_held(ops: tuple[Op, ...], module: str) -> int:
-    held, most = 0, 0
-    for op in ops:
-        if op.module == module and op.kind in (OpKind.FORWARD, OpKind.BACKWARD):
-            held += 1 if op.kind is OpKind.FORWARD else -1
-            most = max(most, held)
-    return most
+def most_in_flight(case: TrainingCase, stage: str) -> int:
+    """Return the literature's number for a stage of the LLM."""
+    graph, after = case.graph, case.graph.stages_after(stage)
+    if case.pipeline == "gpipe":
+        return case.num_microbatches
+    if case.pipeline == "zero_bubble" and graph.nodes[stage].trainable:
+        return len(graph.language)
+    if len(graph.stages_of_language(graph.nodes[stage])) > 1:
+        return case.schedule.in_flight[stage]
+    return after + 1
 
 
 @given(training_cases())
 def test_a_colocated_encoder_holds_at_most_a_window(case: TrainingCase) -> None:
     for stage in colocated_encoders(case.graph):
-        bound = case.schedule.in_flight[stage]
-        assert bound == min(case.window, case.num_microbatches)
+        window = min(case.window, case.num_microbatches)
+        held = window if case.graph.runs_backward(stage) else 0
+        assert case.schedule.in_flight[stage] == held
+
+
+@given(st.integers(2, 6), st.integers(2, 4), st.integers(1, 5))
+def test_interleaving_holds_as_many_passes_as_megatrons(pp: int, vpp: int, groups: int) -> None:
+    count = groups * pp
+    graph = graph_of_modules(pipelined(LANGUAGE, LANGUAGE, range(pp), pp, 1, vpp=vpp))
+    schedule = training_schedule(graph, count, count)
+    check(schedule, graph)
+    for pp_rank in range(pp):
+        stages = graph.stages_of_language(graph.language[pp_rank])
+        held = most_held(schedule.ops[pp_rank], stages)
+        assert held == min(2 * (pp - pp_rank - 1) + (vpp - 1) * pp + 1, vpp * count)
+
+
+def most_held(ops: tuple[Op, ...], stages: Collection[str]) -> int:
+    held, most = 0, 0
+    for op in ops:
+        if op.module in stages and op.kind in (OpKind.FORWARD, OpKind.BACKWARD):
+            held += 1 if op.kind is OpKind.FORWARD else -1
+            most = max(most, held)
+    return most
 
 
 def colocated_encoders(graph: StageGraph) -> list[str]:
@@ -152,7 +203,9 @@ def test_ranks_that_host_the_same_stages_run_the_same_ops(case: TrainingCase) ->
 def test_a_schedule_is_named_by_how_its_encoders_sit(case: TrainingCase) -> None:
     window = min(case.window, case.num_microbatches)
     colocated = colocated_encoders(case.graph)
-    assert case.schedule.name == (f"colocated, windows of {window}" if colocated else "1f1b")
+    interleaves = len(case.graph.stages_of_language(case.graph.language[0])) > 1
+    pipeline = "interleaved 1f1b" if interleaves else case.pipeline
+    assert case.schedule.name == pipeline + (f", windows of {window}" if colocated else "")
 
 
 @given(graphs(), st.integers(1, 6))
@@ -161,5 +214,5 @@ def test_evaluation_has_no_gradients_and_no_updates(graph: StageGraph, count: in
     kinds = {op.kind for op in of_kind(schedule, *OpKind)}
     assert kinds == {OpKind.FORWARD, OpKind.SEND_FORWARD, OpKind.RECV_FORWARD, OpKind.EVALUATE}
     evaluated = [op.microbatch for op in of_kind(schedule, OpKind.EVALUATE)]
-    ranks = sum(len(stage.places) for stage in graph.language)
+    ranks = len({place for stage in graph.language for place in stage.places})
     assert evaluated == list(range(count)) * ranks

@@ -33,6 +33,7 @@ from tests.unit.schedule.strategies import (
     graph_of,
     mixed_graph,
     node,
+    pipelined_graph,
     training_cases,
 )
 
@@ -195,10 +196,45 @@ def test_an_optimizer_step_before_agree_is_refused(case: TrainingCase, data: st.
     assert message == f"rank {ranks[0]} runs '{step}' before 'agree'"
 
 
-@pytest.mark.parametrize("op", [Op(OpKind.GRAD_SYNC, "vision"), Op(OpKind.BACKWARD, "vision", 3)])
-def test_gradients_that_change_after_agree_are_refused(op: Op) -> None:
+def test_gradients_that_are_settled_after_agree_are_refused() -> None:
+    op = Op(OpKind.GRAD_SYNC, "vision")
     message = broken([0, 1], moved_before(op, Op(OpKind.OPTIMIZER_STEP, "vision")))
     assert message == f"rank 0 runs '{op}' after 'agree'"
+
+
+def test_gradients_that_change_while_they_are_summed_are_refused() -> None:
+    op = Op(OpKind.BACKWARD, "vision", 3)
+    message = broken([0, 1], moved_before(op, Op(OpKind.GRAD_SYNC, "vision")))
+    assert message == f"rank 0 runs '{op}' after 'start_grad_sync vision'"
+
+
+def test_gradients_that_are_settled_before_their_sum_is_started_are_refused() -> None:
+    op = Op(OpKind.GRAD_SYNC, "vision")
+    start = Op(OpKind.START_GRAD_SYNC, "vision")
+    assert broken([0, 1], moved_before(op, start)) == f"rank 0 runs '{op}' before '{start}'"
+
+
+def test_a_weight_gradient_before_its_input_gradient_is_refused() -> None:
+    graph = pipelined_graph()
+    schedule = training_schedule(graph, 3, 3, "zero_bubble")
+    weight, given = (
+        Op(kind, "language.1", 1) for kind in (OpKind.BACKWARD_WEIGHT, OpKind.BACKWARD_INPUT)
+    )
+    message = refusal(edited(schedule, [3], moved_before(weight, given)), graph)
+    assert message == f"rank 3 runs '{weight}' before '{given}'"
+
+
+def test_a_stage_may_split_its_backward_only_as_a_whole() -> None:
+    graph = pipelined_graph()
+    schedule = training_schedule(graph, 3, 3, "zero_bubble")
+    weight = Op(OpKind.BACKWARD_WEIGHT, "language.0", 2)
+    assert refusal(edited(schedule, [2], without(weight)), graph) == f"rank 2 never runs '{weight}'"
+
+
+def test_running_ahead_with_weights_that_train_is_refused() -> None:
+    ahead = Op(OpKind.RUN_AHEAD, "vision", 0)
+    message = broken([0, 1], lambda ops: [*ops[:-1], ahead, ops[-1]])
+    assert message == f"rank 0 has no part in '{ahead}'"
 
 
 def test_an_agree_that_one_rank_never_reaches_is_refused() -> None:

@@ -19,7 +19,7 @@ def test_an_op_reads_as_kind_place_and_microbatch(op: Op, words: str) -> None:
 
 
 def test_every_kind_is_compute_or_transfer_or_belongs_to_the_step() -> None:
-    of_the_step = {OpKind.GRAD_SYNC, OpKind.AGREE, OpKind.OPTIMIZER_STEP}
+    of_the_step = {OpKind.START_GRAD_SYNC, OpKind.GRAD_SYNC, OpKind.AGREE, OpKind.OPTIMIZER_STEP}
     for kind in OpKind:
         claims = [kind.is_compute, kind.is_send, kind.is_recv, kind in of_the_step]
         assert claims.count(True) == 1, kind

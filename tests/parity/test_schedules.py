@@ -1,0 +1,107 @@
+"""Every schedule trains the same model as one process: ten steps, by ``verify``."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.pool import ActorPool
+from disagg_train.config.job import JobConfig
+from disagg_train.config.load import load_job
+from disagg_train.driver.plans import job_schedules
+from disagg_train.schedule.file import save_schedule
+from disagg_train.schedule.ops import OpKind
+from disagg_train.trainer import Trainer
+from tests.parity.jobs import Degrees, small_job
+
+pytestmark = pytest.mark.ray
+
+_STEPS = 10
+_TIED = "modules.language.model.tie_embeddings=true"
+_FROZEN_ENCODER = "modules.vision.freeze=true"
+_FROZEN_LLM = "modules.language.freeze=true"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A job whose schedule is under test."""
+
+    name: str
+    vision: Degrees
+    language: Degrees
+    more: dict[str, Any] = field(default_factory=dict)
+    overrides: Sequence[str] = ()
+    colocated: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def job(self) -> JobConfig:
+        job = small_job(self.vision, self.language, self.colocated, **self.more)
+        return load_job(job, list(self.overrides))
+
+
+_PP2, _VPP2 = {"pp": 2}, {"pp": 2, "vpp": 2}
+_FOUR = {"num_layers": 4, "microbatches": 4}
+_ZERO_BUBBLE, _GPIPE = {"schedule": "zero_bubble"}, {"schedule": "gpipe"}
+
+_CASES = [
+    Case("pp2 to pp2", _PP2, _PP2),
+    Case("pp1 to pp3", {}, {"pp": 3}, {"num_layers": 3, "microbatches": 4}),
+    Case("interleaved", {"dp": 2}, _VPP2, _FOUR),
+    Case("interleaved with tp and sp", _PP2, _VPP2 | {"tp": 2, "sp": True}, _FOUR),
+    Case("interleaved colocated", _PP2, _VPP2, _FOUR | {"window": 2}, colocated=True),
+    Case("zero-bubble", {"dp": 2}, {"pp": 2}, _ZERO_BUBBLE),
+    Case("zero-bubble with tp and sp", _PP2, {"pp": 2, "tp": 2, "sp": True}, _ZERO_BUBBLE),
+    Case("zero-bubble colocated", {"dp": 2}, _PP2, _ZERO_BUBBLE, colocated=True),
+    Case(
+        "zero-bubble of experts", {}, {"pp": 2, "ep": 2, "dp": 2}, _ZERO_BUBBLE | {"num_experts": 4}
+    ),
+    Case("gpipe", {"dp": 2}, _PP2, _GPIPE),
+    Case("colocated, window of 1", {"dp": 2}, _PP2, {"window": 1}, colocated=True),
+    Case("colocated, window of 2", {"dp": 2}, _PP2, {"window": 2}, colocated=True),
+    Case("colocated, one window", {"dp": 2}, _PP2, colocated=True),
+    Case("two encoders", {"dp": 2}, _PP2, {"audio": _PP2}, colocated=True),
+    Case("running ahead", {"dp": 2}, _PP2, overrides=[_FROZEN_ENCODER]),
+    Case(
+        "frozen LLM above a projector",
+        _PP2,
+        _PP2,
+        overrides=[_FROZEN_ENCODER, "modules.vision.projector.freeze=false", _FROZEN_LLM],
+    ),
+    Case("frozen LLM, zero-bubble", {}, _PP2, _ZERO_BUBBLE, overrides=[_FROZEN_LLM]),
+    Case("tied embeddings", {"dp": 2}, {"pp": 2, "tp": 2}, overrides=[_TIED]),
+    Case("tied embeddings, interleaved", {"dp": 2}, _VPP2 | {"dp": 2}, _FOUR, overrides=[_TIED]),
+    Case(
+        "recomputing layers",
+        {"tp": 2},
+        {"pp": 2, "tp": 2, "sp": True},
+        _ZERO_BUBBLE,
+        overrides=["modules.language.recompute=full", "modules.vision.recompute=selective"],
+    ),
+]
+
+
+@pytest.mark.parametrize("case", _CASES, ids=str)
+def test_a_schedule_trains_the_same_model(pool: ActorPool, case: Case) -> None:
+    parity = Trainer(case.job).verify(_STEPS, pool)
+    assert parity.ok, parity
+
+
+def test_the_frozen_encoder_of_these_cases_really_runs_ahead() -> None:
+    job = next(case.job for case in _CASES if case.name == "running ahead")
+    training, _ = job_schedules(job)
+    ahead = [op.microbatch for op in training.ops[0] if op.kind is OpKind.RUN_AHEAD]
+    assert ahead == [0, 1]
+
+
+def test_a_schedule_of_ones_own_trains_the_same_model(pool: ActorPool, tmp_path: Path) -> None:
+    path = tmp_path / "schedule.yaml"
+    job = Case("gpipe", {"dp": 2}, _PP2, _GPIPE).job
+    save_schedule(job_schedules(job)[0], path)
+    own = load_job(job, [f"train.schedule={path}"])
+    parity = Trainer(own).verify(_STEPS, pool)
+    assert parity.ok, parity
