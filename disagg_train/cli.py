@@ -14,6 +14,8 @@ from disagg_train.errors import DisaggTrainError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from disagg_train.config.job import JobConfig
+    from disagg_train.planner.step_plan import StepPlan
     from disagg_train.trainer import Trainer
 
 _DESCRIPTION = "Train multimodal LLMs with every module on its own layout and its own ranks."
@@ -50,6 +52,10 @@ def _parser() -> argparse.ArgumentParser:
 
     _job_command(commands, "check", _check, "validate a job; print ranks, routes and schedule")
 
+    _simulate_command(
+        _job_command(commands, "simulate", _simulate, "step time, bubbles and memory of a step")
+    )
+
     verify = _job_command(commands, "verify", _verify, "compare a job with one process")
     verify.add_argument("--steps", type=int, default=10, help="training steps of both runs")
     verify.add_argument("--json", action="store_true", help="print the result as JSON only")
@@ -81,6 +87,29 @@ def _job_command(
     )
     command.set_defaults(run=run)
     return command
+
+
+def _simulate_command(simulate: argparse.ArgumentParser) -> None:
+    simulate.add_argument(
+        "--from",
+        dest="run_folder",
+        metavar="RUN",
+        help="take the seconds of ops from the trace in this run's folder; otherwise they are "
+        "computed from the sizes of the model and the four numbers below",
+    )
+    simulate.add_argument(
+        "--tflops", type=float, default=200.0, help="TFLOP/s that a rank achieves (200)"
+    )
+    simulate.add_argument(
+        "--gbytes-per-s", type=float, default=25.0, help="between two ranks, each way (25)"
+    )
+    simulate.add_argument("--latency-us", type=float, default=20.0, help="of a transfer (20)")
+    simulate.add_argument(
+        "--memory-gbytes-per-s", type=float, default=2000.0, help="of a rank's own memory (2000)"
+    )
+    simulate.add_argument("--json", action="store_true", help="print the result as JSON only")
+    simulate.add_argument("--png", metavar="FILE", help="draw the timeline")
+    simulate.add_argument("--trace", metavar="FILE", help="write the timeline as Chrome trace")
 
 
 def _bench_commands(bench: argparse.ArgumentParser) -> None:
@@ -139,19 +168,49 @@ def _report(trainer: "Trainer", console: "Console") -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    from disagg_train.driver.describe import describe
+    from disagg_train.driver.plans import job_schedules
+
+    job, plan = _first_step(arguments)
+    schedule, _ = job_schedules(job)
+    _console().print(describe(job, plan, schedule))
+    return 0
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    from disagg_train.driver.simulation import simulate_job
+    from disagg_train.planner.analytic_costs import Machine
+
+    machine = Machine(
+        flops_per_s=arguments.tflops * 1e12,
+        link_bytes_per_s=arguments.gbytes_per_s * 1e9,
+        latency_s=arguments.latency_us * 1e-6,
+        memory_bytes_per_s=arguments.memory_gbytes_per_s * 1e9,
+    )
+    run_folder = Path(arguments.run_folder) if arguments.run_folder else None
+    simulation = simulate_job(*_first_step(arguments), machine, run_folder)
+    if arguments.png:
+        simulation.draw(Path(arguments.png))
+    if arguments.trace:
+        simulation.write_trace(Path(arguments.trace))
+    if arguments.json:
+        print(json.dumps(simulation.as_dict()))
+    else:
+        _console().print(simulation.tables())
+    return 0
+
+
+def _first_step(arguments: argparse.Namespace) -> "tuple[JobConfig, StepPlan]":
+    """Return the job, and the plan of its first training step."""
     from disagg_train.config.load import load_job
     from disagg_train.data.index import checked_sizes
     from disagg_train.data.sampler import batches
     from disagg_train.data.source import open_source
-    from disagg_train.driver.describe import describe
-    from disagg_train.driver.plans import job_schedules, training_plans
+    from disagg_train.driver.plans import training_plans
 
     job = load_job(arguments.job, arguments.overrides)
     sizes = checked_sizes(open_source(job), job, "train")
-    plan = next(training_plans(job, batches(sizes, job.seed, job.train.global_batch)))
-    schedule, _ = job_schedules(job)
-    _console().print(describe(job, plan, schedule))
-    return 0
+    return job, next(training_plans(job, batches(sizes, job.seed, job.train.global_batch)))
 
 
 def _verify(arguments: argparse.Namespace) -> int:

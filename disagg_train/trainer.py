@@ -24,6 +24,7 @@ from disagg_train.metrics.records import Evaluation, RankReport, StepRecord
 from disagg_train.metrics.sinks import JsonLines
 from disagg_train.metrics.trace import write_trace
 from disagg_train.planner.step_plan import StepPlan
+from disagg_train.schedule.file import save_schedule
 
 _READINGS = 10
 
@@ -87,11 +88,12 @@ class Trainer:
             JsonLines(self.output / "metrics.jsonl") as metrics,
             JsonLines(self.output / "evaluations.jsonl") as evaluations,
         ):
+            save_schedule(session.schedule, self.output / "schedule.yaml")
             steps = loop.train(session.groups, plans, job.deadlines.step_s, self._evaluates_after)
             for record, reports in steps:
                 self.records.append(record)
                 metrics.write(record.as_dict())
-                if 1 <= record.step <= job.train.trace_steps:
+                if job.train.is_traced(record.step):
                     traced.append(reports)
                 if self._evaluates_after(record.step):
                     self.evaluations.append(self._evaluate(session, record.step + 1))

@@ -92,7 +92,11 @@ class TrainConfig(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out evaluation."""
     trace_steps: NonNegativeInt = 4
-    """Steps recorded in trace.json, from the second step on."""
+    """Steps recorded in trace.json, from the second step on; in these, activations are counted."""
+
+    def is_traced(self, step: int) -> bool:
+        """Whether a step is recorded; the first one is slow, as everything is new to it."""
+        return 1 <= step <= self.trace_steps
 
     @model_validator(mode="after")
     def _batch_fills_microbatches(self) -> Self:

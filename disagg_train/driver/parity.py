@@ -15,6 +15,8 @@ _LOSS_BAR = 1e-5
 _GRADIENT_BAR = 1e-5
 _NORM_BAR = 1e-4
 
+_PLAIN = {"schedule": "1f1b", "window": None, "deferral_span": 0}
+
 Tensors = Mapping[str, NDArray[Any]]
 
 
@@ -58,7 +60,7 @@ def one_process(job: JobConfig) -> JobConfig:
         update={
             "groups": {LANGUAGE: GroupConfig(ranks=1)},
             "modules": {name: m.model_copy(update=alone) for name, m in job.modules.items()},
-            "train": job.train.model_copy(update={"schedule": "1f1b", "window": None}),
+            "train": job.train.model_copy(update=_PLAIN),
             "fallback": None,
         }
     )

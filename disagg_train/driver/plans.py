@@ -8,7 +8,7 @@ from disagg_train.config.job import JobConfig
 from disagg_train.driver.learning_rate import learning_rate
 from disagg_train.errors import ConfigError
 from disagg_train.planner.balance import in_order
-from disagg_train.planner.step_plan import SampleSize, StepPlan
+from disagg_train.planner.step_plan import Assignment, SampleSize, StepPlan
 from disagg_train.schedule.build import PIPELINES, evaluation_schedule, training_schedule
 from disagg_train.schedule.check import check
 from disagg_train.schedule.file import load_schedule
@@ -39,11 +39,13 @@ def evaluation_microbatches(job: JobConfig) -> int:
 def _plan(
     job: JobConfig, step: int, samples: tuple[SampleSize, ...], microbatches: int, lr: float
 ) -> StepPlan:
-    assignment = {
-        name: in_order(len(samples), microbatches, module.parallel.dp)
-        for name, module in job.modules.items()
-    }
+    assignment = {name: assign(job, name, len(samples), microbatches) for name in job.modules}
     return StepPlan(step, samples, assignment, lr)
+
+
+def assign(job: JobConfig, module: str, num_samples: int, microbatches: int) -> Assignment:
+    """Return which samples each microbatch of each dp rank of a module holds."""
+    return in_order(num_samples, microbatches, job.modules[module].parallel.dp)
 
 
 def job_schedules(job: JobConfig) -> tuple[Schedule, Schedule]:

@@ -21,22 +21,11 @@ from disagg_train.engine.outputs import Outputs
 from disagg_train.engine.stage import Stage
 from disagg_train.engine.world import World
 from disagg_train.metrics.records import RankReport, Span
+from disagg_train.metrics.trace import START_STEP
 from disagg_train.modules.batch import LanguageBatch
 from disagg_train.planner.step_plan import StepPlan
 from disagg_train.schedule.ops import Op, OpKind
-
-_CATEGORY = {
-    OpKind.FORWARD: "forward",
-    OpKind.EVALUATE: "forward",
-    OpKind.RUN_AHEAD: "forward",
-    OpKind.BACKWARD: "backward",
-    OpKind.BACKWARD_INPUT: "backward",
-    OpKind.BACKWARD_WEIGHT: "backward",
-    OpKind.SEND_FORWARD: "boundary",
-    OpKind.RECV_FORWARD: "boundary",
-    OpKind.SEND_BACKWARD: "boundary",
-    OpKind.RECV_BACKWARD: "boundary",
-}
+from disagg_train.schedule.timeline import span_of
 
 
 @dataclass(frozen=True)
@@ -123,12 +112,12 @@ class Executor:
         self._with_backward = {op.module for op in ops if op.kind.gives_input_gradient}
         check_same_plan(self._world.control, plan)
         self._post_first_receives(ops)
-        self._spans.append(Span("start step", "", "update", begin, time.time()))
+        self._spans.append(Span(START_STEP, "", "update", begin, time.time()))
         for position, op in enumerate(ops):
             self.current_op, begin = op, time.time()
             self._world.watchdog.check()
             self._do[op.kind](op)
-            self._spans.append(_span(op, begin, time.time()))
+            self._spans.append(span_of(op, begin, time.time()))
             if op.kind.is_recv:
                 self._post_next_receive(op, ops[position + 1 :])
         self.current_op = None
@@ -335,7 +324,3 @@ class Executor:
         assert optimizer is not None and self._agreement is not None
         if not self._agreement.skip:
             optimizer.step(self._plan.learning_rate, self._agreement.grad_norm)
-
-
-def _span(op: Op, begin_s: float, end_s: float) -> Span:
-    return Span(str(op), op.module or op.boundary, _CATEGORY.get(op.kind, "update"), begin_s, end_s)

@@ -115,6 +115,7 @@ class Rank:
 
     def train(self, plan: StepPlan, upcoming: StepPlan | None) -> RankReport:
         """Run one training step, and load the next one's samples meanwhile."""
+        self._meter.active = self._setup.job.train.is_traced(plan.step)
         inputs, ahead = self._loader.take(plan), None
         if upcoming is not None:
             self._loader.prefetch(upcoming)
@@ -123,6 +124,7 @@ class Rank:
 
     def evaluate(self, plan: StepPlan) -> RankReport:
         """Score held-out samples and decode their answers."""
+        self._meter.active = False
         inputs = self._loader.take(plan)
         with torch.no_grad():
             return self._executor.run(self._setup.evaluation_ops, plan, inputs)

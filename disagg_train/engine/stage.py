@@ -192,7 +192,7 @@ def build_stage(
     model.to(device)
     initialize(name, model, job.seed, groups.tp)
     _freeze(model, job, name)
-    hold = (lambda tensor: tensor) if meter is None else meter.hold
+    hold = None if meter is None else meter.hold
     later = WeightGradients(model, hold) if split_backward else None
     width = (module if number < num_stages - 1 else job.language).model.hidden_size
     if not module.trainable:

@@ -66,7 +66,10 @@ class ModuleTimes:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One line of ``metrics.jsonl``; peaks are the busiest rank's."""
+    """One line of ``metrics.jsonl``.
+
+    Peaks are the busiest rank's; activations are counted in traced steps, else zero.
+    """
 
     step: int
     loss: float

@@ -73,19 +73,18 @@ def draw_timeline(
     figure = new_figure(12.0, 1.5 + 0.42 * len(reports))
     axes = figure.add_subplot()
     scale, unit = _unit(end_s - begin_s)
-    seen: set[_Look] = set()
-    for row, report in enumerate(reports):
+    bars = [list(_bars(report)) for report in reports]
+    for row, of_row in enumerate(bars):
         axes.barh(row, (end_s - begin_s) * scale, height=_BAR, color=_IDLE, zorder=0)
-        for bar in _bars(report):
+        for bar in of_row:
             _draw(axes, row, bar, begin_s, scale, end_s - begin_s)
-            seen.add(bar.look)
     axes.set_yticks(range(len(reports)), [rows[report.place] for report in reports])
     axes.set(xlabel=unit, xlim=(0, (end_s - begin_s) * scale), ylim=(len(reports) - _HALF, -_HALF))
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.tick_params(axis="y", length=0)
     figure.suptitle(title, fontsize=11)
-    _add_legend(figure, seen)
+    _add_legend(figure, [bar for of_row in bars for bar in of_row])
     figure.savefig(path, dpi=150)
 
 
@@ -127,11 +126,14 @@ def _unit(length_s: float) -> tuple[float, str]:
     return (1.0, "seconds") if length_s >= 1.0 else (1000.0, "milliseconds")
 
 
-def _add_legend(figure: Any, looks: Iterable[_Look]) -> None:
+def _add_legend(figure: Any, bars: Sequence[_Bar]) -> None:
     from matplotlib.patches import Patch
 
-    shown = sorted(looks, key=lambda look: look.place)
-    handles = [Patch(facecolor=look.colours[0], label=look.label) for look in shown]
+    shown = sorted({bar.look for bar in bars}, key=lambda look: look.place)
+    entries = [(look.colours[0], look.label) for look in shown]
+    if dark := sorted({bar.colour for bar in bars} - {colour for colour, _ in entries}):
+        entries.append((dark[0], "darker: every other stage of a rank"))
+    handles = [Patch(facecolor=colour, label=label) for colour, label in entries]
     handles.append(Patch(facecolor=_IDLE, ec="#cccccc", label="idle or waiting"))
     columns = len(handles) if len(handles) <= 6 else -(-len(handles) // 2)
     figure.legend(

@@ -85,10 +85,13 @@ def _span(event: Mapping[str, Any]) -> Span:
 
 
 def _cut_into_steps(spans: Sequence[Span]) -> list[list[Span]]:
-    """Cut one rank's spans where steps start; all are one step where none says so."""
+    """Cut one rank's spans where a name comes again: within a step every op is another one."""
     steps: list[list[Span]] = []
+    seen: set[str] = set()
     for span in spans:
-        if span.name == START_STEP or not steps:
+        if span.name in seen or not steps:
             steps.append([])
+            seen.clear()
+        seen.add(span.name)
         steps[-1].append(span)
     return steps

@@ -34,7 +34,7 @@ class _Waiting:
     weight: nn.Parameter
     input: Tensor
     output_grad: Tensor
-    held: tuple[object, object]
+    held: tuple[object, ...]
 
     def add_gradient(self) -> None:
         """Add the weight's gradient to Megatron's buffer, as its own backward would."""
@@ -47,10 +47,10 @@ class WeightGradients:
 
     Args:
         model: built, and frozen where it is to be; its linears are changed in place.
-        hold: told of every tensor that waits.
+        hold: told of every tensor that waits, if anything is.
     """
 
-    def __init__(self, model: nn.Module, hold: Hold = lambda tensor: tensor) -> None:
+    def __init__(self, model: nn.Module, hold: Hold | None = None) -> None:
         self._hold = hold
         self._waiting: dict[int, list[_Waiting]] = {}
         self._collecting: list[_Waiting] = []
@@ -83,13 +83,8 @@ class WeightGradients:
         for linear in self._engine_linears:
             linear.backward_dw()
 
-    @property
-    def num_waiting(self) -> int:
-        """Microbatches whose weight gradients are still to be added."""
-        return len(self._waiting)
-
     def _wait(self, weight: nn.Parameter, x: Tensor, output_grad: Tensor) -> None:
-        held = self._hold(x), self._hold(output_grad)
+        held = () if self._hold is None else (self._hold(x), self._hold(output_grad))
         self._collecting.append(_Waiting(weight, x, output_grad, held))
 
 
@@ -102,7 +97,7 @@ class _Sharing:
     sums_gradient: bool
 
     def whole(self, x: Tensor) -> Tensor:
-        """Return the input of all tp ranks, in memory of its own."""
+        """Return what the matrix is multiplied with: under sp, the rows of all tp ranks."""
         if not self.gathers:
             return x
         return gather_from_sequence_parallel_region(

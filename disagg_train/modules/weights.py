@@ -19,13 +19,18 @@ from torch import Tensor, nn
 def named_weights(module: str, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield (full name, parameter) of every weight of a module's local model."""
     numbers = _global_numbers(model)
-    for name, parameter in model.named_parameters():
-        if is_tied_copy(parameter):
-            name = name.replace("output_layer", "embedding.word_embeddings")
-        parts = name.split(".")
+    for path, parameter in model.named_parameters():
+        parts = _path_of_original(path, parameter).split(".")
         paths = [".".join(parts[: end + 1]) for end in range(len(parts))]
         full = (numbers.get(path, part) for path, part in zip(paths, parts, strict=True))
         yield ".".join([module, *full]), parameter
+
+
+def _path_of_original(path: str, parameter: nn.Parameter) -> str:
+    """Return the embedding's path for the last stage's copy of it, any other path as it is."""
+    if is_tied_copy(parameter):
+        return path.replace("output_layer", "embedding.word_embeddings")
+    return path
 
 
 def _global_numbers(model: nn.Module) -> dict[str, str]:

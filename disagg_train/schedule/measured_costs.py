@@ -1,7 +1,7 @@
 """What ops cost in a run, from the spans that its ranks reported."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import median
 
 from disagg_train.errors import PlanError
@@ -87,15 +87,25 @@ def _op(name: str) -> Op | None:
 
 
 def _add_ops(seconds: _Samples, step: Mapping[int, Spans], graph: StageGraph) -> None:
-    for op in {op for spans in step.values() for op in spans if _shows_its_cost(op)}:
-        samples = seconds[op.kind, op.module or op.boundary][op.microbatch]
+    ops = {op for spans in step.values() for op in spans}
+    for op in ops:
+        if not _shows_its_cost(op, ops):
+            continue
+        kind = OpKind.FORWARD if op.kind is OpKind.RUN_AHEAD else op.kind
+        samples = seconds[kind, op.module or op.boundary][op.microbatch]
         for ranks in _together(op, graph, step):
             if there := [step[rank] for rank in ranks if op in step.get(rank, {})]:
                 samples.append(_duration_s(op, there))
 
 
-def _shows_its_cost(op: Op) -> bool:
-    """Whether a span holds no wait for rows: the first sends of a step wait for none before."""
+def _shows_its_cost(op: Op, ops: Collection[Op]) -> bool:
+    """Whether a span lasts as long as the op costs.
+
+    Receives wait for rows, and sends for earlier ones after the first of a step. A forward
+    that was run ahead in the step before takes no time; what it takes is in ``run_ahead``.
+    """
+    if op.kind is OpKind.FORWARD:
+        return Op(OpKind.RUN_AHEAD, op.module, op.microbatch) not in ops
     return not op.kind.is_recv and not (op.kind.is_send and op.microbatch >= MOST_SENDS)
 
 

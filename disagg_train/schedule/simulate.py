@@ -29,6 +29,7 @@ from disagg_train.schedule.timeline import Slice, Timeline
 MOST_SENDS = 2
 """Sends of one edge and direction that a rank has under way at most."""
 
+_MOST_NAMED = 6
 _BACKWARDS = (OpKind.BACKWARD, OpKind.BACKWARD_INPUT, OpKind.BACKWARD_WEIGHT)
 
 
@@ -121,7 +122,7 @@ class _Simulation:
     def __init__(
         self, schedule: Schedule, graph: StageGraph, costs: CostModel, alike: tuple[int, ...]
     ) -> None:
-        self._schedule, self._graph, self._costs, self._alike = schedule, graph, costs, alike
+        self._schedule, self._graph, self._costs = schedule, graph, costs
         self._ranks = sorted(set(alike))
         self._everyone = frozenset(self._ranks)
         self._members = {
@@ -181,8 +182,9 @@ class _Simulation:
         done = {rank: len(slices) for rank, slices in self._slices.items()}
         stuck = [rank for rank in self._ranks if done[rank] < len(self._schedule.ops[rank])]
         if stuck:
-            waits = (f"rank {rank} at '{self._schedule.ops[rank][done[rank]]}'" for rank in stuck)
-            raise PlanError(f"the schedule {self._schedule.name!r} deadlocks: {'; '.join(waits)}")
+            at = [(rank, self._schedule.ops[rank][done[rank]]) for rank in stuck[:_MOST_NAMED]]
+            waits = "; ".join(f"rank {rank} at '{op}'" for rank, op in at)
+            raise PlanError(f"the schedule {self._schedule.name!r} deadlocks: {waits}")
 
     def _run(self, rank: int) -> _Process:
         now_s, slices = self._costs.start_s, self._slices[rank]

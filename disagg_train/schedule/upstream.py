@@ -7,8 +7,8 @@
 A stage that is d stages away from the LLM keeps the order of the LLM's first stage, with
 every forward d microbatches early; behind plain 1F1B that is 1F1B. Stages that share a rank
 take turns by that clock; so all ranks keep one order, whatever their stages, and none waits
-for ever. Where the LLM may put samples off by D microbatches, forwards are D more early, and
-a backward follows the LLM's backward D microbatches later, its last consumer.
+for ever. Where the LLM may put samples off by D microbatches, a backward follows the LLM's
+backward D microbatches later, its last consumer, and so the warm-up is D forwards longer.
 
 Encoders that are frozen, with everything before them, run ahead into the next step: while
 the LLM still works on this one, they have nothing to wait for.
@@ -35,7 +35,7 @@ def upstream(graph: StageGraph, stages: Iterable[str], language: Sequence[Op]) -
     backwards |= _clock(language, first, OpKind.BACKWARD_INPUT)
     turns: list[tuple[int, list[Op]]] = []
     for stage in stages:
-        early = graph.stages_after(stage) - graph.stages_after(first) + graph.span_after(stage)
+        early = graph.stages_after(stage) - graph.stages_after(first)
         for k in sorted(forwards):
             begin = forwards[k - early] if k >= early else k - early
             turns.append((begin, with_transfers(graph, [forward(stage, k)])))

@@ -10,7 +10,11 @@ import pytest
 from actors.pool import ActorPool
 from disagg_train.config.job import JobConfig
 from disagg_train.config.load import load_job
+from disagg_train.driver import plans
 from disagg_train.driver.plans import job_schedules
+from disagg_train.errors import DisaggTrainError
+from disagg_train.planner.balance import split_evenly
+from disagg_train.planner.step_plan import Assignment
 from disagg_train.schedule.file import save_schedule
 from disagg_train.schedule.ops import OpKind
 from disagg_train.trainer import Trainer
@@ -96,6 +100,48 @@ def test_the_frozen_encoder_of_these_cases_really_runs_ahead() -> None:
     training, _ = job_schedules(job)
     ahead = [op.microbatch for op in training.ops[0] if op.kind is OpKind.RUN_AHEAD]
     assert ahead == [0, 1]
+
+
+def put_off(job: JobConfig, module: str, num_samples: int, microbatches: int) -> Assignment:
+    """Assign samples in order, but let the LLM put every second or third one off."""
+    span = job.train.deferral_span if module == "language" else 0
+    dp = job.modules[module].parallel.dp
+    held: list[list[int]] = [[] for _ in range(microbatches)]
+    for number, sample in enumerate(range(num_samples)):
+        microbatch = number * microbatches // num_samples + number % (span + 1)
+        held[min(microbatch, microbatches - 1)].append(sample)
+    return tuple(split_evenly(samples, dp) for samples in held)
+
+
+_DEFERRAL = {"deferral_span": 2, "microbatches": 5}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("disjoint", {"dp": 2}, _PP2, _DEFERRAL),
+        Case("encoder stages", {"pp": 2, "tp": 2}, {"dp": 2}, _DEFERRAL),
+        Case("zero-bubble, two encoders", _PP2, _PP2, _DEFERRAL | _ZERO_BUBBLE | {"audio": {}}),
+        Case("colocated", {"dp": 2}, _PP2, _DEFERRAL | {"window": 2}, colocated=True),
+    ],
+    ids=str,
+)
+def test_putting_samples_off_trains_the_same_model(
+    pool: ActorPool, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans, "assign", put_off)
+    parity = Trainer(case.job).verify(_STEPS, pool)
+    assert parity.ok, parity
+
+
+def test_a_sample_put_off_for_too_long_is_refused(
+    pool: ActorPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans, "assign", lambda job, *sizes: put_off(further, *sizes))
+    job = Case("disjoint", {"dp": 2}, _PP2, {"microbatches": 5}).job
+    further = load_job(job, ["train.deferral_span=1"])
+    with pytest.raises(DisaggTrainError, match="which no source rank holds"):
+        Trainer(job).verify(1, pool)
 
 
 def test_a_schedule_of_ones_own_trains_the_same_model(pool: ActorPool, tmp_path: Path) -> None:

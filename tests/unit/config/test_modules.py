@@ -73,6 +73,13 @@ def test_sizes_that_are_left_out_follow_from_the_others() -> None:
     assert (model.ffn_size, model.query_groups) == (256, 8)
 
 
+def test_embeddings_are_tied_only_where_the_job_says_so() -> None:
+    assert not load_job(JOB).language.model.tie_embeddings
+    assert load_job(
+        JOB, ["modules.language.model.tie_embeddings=true"]
+    ).language.model.tie_embeddings
+
+
 def test_the_degrees_multiply_to_the_ranks_and_ep_adds_none() -> None:
     assert ParallelConfig(tp=2, dp=3).num_ranks == 6
 
@@ -177,3 +184,9 @@ def test_experts_that_tp_does_not_cut_evenly_are_refused() -> None:
     assert refusal(*EXPERTS, "modules.language.model.expert_ffn_hidden_size=25") == (
         "modules.language: tp=2 does not divide expert_ffn_hidden_size=25; use tp one of [1, 5, 25]"
     )
+
+
+def test_a_module_computes_again_what_megatron_knows_to() -> None:
+    assert load_job(JOB, ("modules.vision.recompute=full",)).modules["vision"].recompute == "full"
+    message = refusal("modules.language.recompute=layer")
+    assert "recompute" in message and "'none', 'selective' or 'full'" in message

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 NUM_RANKS = 2
 _DEADLINE_S = 60.0
 _EXPERTS = {"num_experts": 4, "experts_per_token": 2}
+"""With 32 of them and 12 tokens, some get none."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ LAYOUTS: Mapping[str, Layout] = {
     "gpt tp2 sp": Layout("language", {"tp": 2, "sp": True}, {}, {}),
     "gpt cp2": Layout("language", {"cp": 2}, {}, {}),
     "gpt pp2": Layout("language", {"pp": 2}, {}, {}),
-    "gpt experts": Layout("language", {}, _EXPERTS, {}),
+    "gpt experts": Layout("language", {}, _EXPERTS | {"num_experts": 32}, {}),
+    "gpt tp2 experts": Layout("language", {"tp": 2, "sp": True}, _EXPERTS, {}),
     "gpt ep2": Layout("language", {"dp": 2, "ep": 2}, _EXPERTS, {}),
     "gpt tied": Layout("language", {"tp": 2}, {"tie_embeddings": True}, {}),
     "gpt frozen": Layout("language", {"pp": 2}, {}, {"freeze": True}),

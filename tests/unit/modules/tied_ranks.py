@@ -43,7 +43,8 @@ class Case:
     degrees: Mapping[str, Any] = field(default_factory=dict)
     tied: bool = True
     frozen: bool = False
-    split_backward: bool = False
+    split: Sequence[str] = ()
+    """Stages whose backward comes in two parts."""
 
 
 CASES: Mapping[str, Case] = {
@@ -54,8 +55,8 @@ CASES: Mapping[str, Case] = {
     "pp2 tp2": Case({"pp": 2, "tp": 2, "sp": True}),
     "pp2 dp2": Case({"pp": 2, "dp": 2}),
     "pp2 cp2": Case({"pp": 2, "cp": 2}),
-    "split backward": Case(split_backward=True),
-    "pp2 split backward": Case({"pp": 2}, split_backward=True),
+    "split backward": Case(split=["language"]),
+    "pp2 split backward": Case({"pp": 2}, split=["language.0", "language.1"]),
     "untied": Case(tied=False),
     "untied pp2": Case({"pp": 2}, tied=False),
     "frozen pp2": Case({"pp": 2}, frozen=True),
@@ -107,9 +108,9 @@ class _Run:
 
         self._job, self._grid = load_job(_job(case, grid)), grid
         self._groups = make_process_groups(grid, 1, "gloo", DEADLINE_S)
-        where, split = torch.device("cpu"), case.split_backward
+        where = torch.device("cpu")
         self._stages = [
-            build_stage("language", self._job, self._groups, where, vp_stage, split)
+            build_stage("language", self._job, self._groups, where, vp_stage, case.split)
             for vp_stage in range(case.degrees.get("vpp", 1))
         ]
 

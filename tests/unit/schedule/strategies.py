@@ -87,15 +87,18 @@ def pipelined(
     ]
 
 
-def graph_of_modules(*modules: list[StageNode]) -> StageGraph:
-    """Return the graph in which each module's stages follow each other and feed the LLM."""
+def graph_of_modules(*modules: list[StageNode], span: int = 0) -> StageGraph:
+    """Return the graph in which each module's stages follow each other and feed the LLM.
+
+    The LLM may put samples off by ``span`` microbatches.
+    """
     first_of_language = next(m[0].name for m in modules if m[0].module == LANGUAGE)
     edges = []
     for stages in modules:
         edges += [Edge(a.name, b.name) for a, b in pairwise(stages)]
         if stages[0].module != LANGUAGE:
             label = f"{stages[0].module}->{LANGUAGE}"
-            edges.append(Edge(stages[-1].name, first_of_language, label))
+            edges.append(Edge(stages[-1].name, first_of_language, label, span))
     return StageGraph({stage.name: stage for stages in modules for stage in stages}, tuple(edges))
 
 
@@ -120,7 +123,7 @@ def graphs(draw: st.DrawFn) -> StageGraph:
     """Draw one to three encoders, each on the LLM's group, its own or a shared one.
 
     Every module has one, two or four pipeline stages, as its ranks allow; the LLM's pipelines
-    are interleaved now and then.
+    are interleaved now and then, and the LLM may put samples off.
     """
     names = ENCODERS[: draw(st.integers(1, 3), label="encoders")]
     group_of = {name: draw(st.sampled_from([LANGUAGE, "shared", name])) for name in names}
@@ -138,7 +141,7 @@ def graphs(draw: st.DrawFn) -> StageGraph:
         trainable = draw(st.booleans())
         vpp = draw(st.sampled_from([1, 2, 3])) if name == LANGUAGE and pp > 1 else 1
         modules.append(pipelined(name, group_of[name], places, pp, lane_size, trainable, vpp))
-    return graph_of_modules(*modules)
+    return graph_of_modules(*modules, span=draw(st.sampled_from([0, 0, 1, 2])))
 
 
 @st.composite

@@ -78,7 +78,9 @@ def every_ranks_reports(timeline: Timeline) -> list[RankReport]:
 
 
 @pytest.mark.parametrize(
-    "graph", [disjoint_graph(), pipelined_graph(), interleaved_graph()], ids=["1", "pp", "vpp"]
+    "graph",
+    [disjoint_graph(), disjoint_graph(False), pipelined_graph(), interleaved_graph()],
+    ids=["one stage each", "running ahead", "pipelines", "interleaved"],
 )
 def test_measuring_a_simulated_run_gives_its_step_time_again(graph: StageGraph) -> None:
     schedule = Case(graph, 4, 4).schedule
