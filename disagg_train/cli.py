@@ -128,6 +128,11 @@ def _bench_commands(bench: argparse.ArgumentParser) -> None:
     boundary.set_defaults(run=_bench_boundary)
     step = kinds.add_parser("step", help="the same op lists under Ray and without it")
     step.add_argument("--blocks", type=int, default=20, help="alternating ABBA blocks")
+    step.add_argument(
+        "--pp",
+        action="store_true",
+        help="the LLM in two pipeline stages; alone, also against Megatron's 1F1B",
+    )
     step.add_argument("--json", action="store_true", help="JSON is all that is ever printed")
     step.set_defaults(run=_bench_step)
 
@@ -283,9 +288,13 @@ def _write(text: str, path: str | None) -> None:
 
 
 def _bench_step(arguments: argparse.Namespace) -> int:
-    from disagg_train.bench.step import bench_job, run_step
+    from disagg_train.bench.jobs import disjoint_job
+    from disagg_train.bench.pipeline import run_pipeline
+    from disagg_train.bench.step import run_step
 
-    print(json.dumps(run_step(bench_job(), arguments.blocks).as_dict()))
+    blocks = arguments.blocks
+    result = run_pipeline(blocks) if arguments.pp else run_step(disjoint_job(), blocks)
+    print(json.dumps(result.as_dict()))
     return 0
 
 

@@ -11,6 +11,7 @@ from disagg_train.modules import cpu
 _HEAVY = (
     "megatron.core.pipeline_parallel.bridge_communicator",
     "disagg_train.bench.boundary_rank",
+    "disagg_train.bench.megatron_pipeline",
     "disagg_train.engine.rank",
 )
 

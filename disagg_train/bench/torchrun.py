@@ -1,11 +1,13 @@
 """The same ranks without Ray and without a driver, as torchrun would run them.
 
-Every process makes the same step plans from the job file and runs its own op list; nobody
-tells it what to do but "so many more steps".
+Every process makes the same step plans from the job file and runs its own part of them;
+nobody tells it what to do but "so many more steps".
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice, pairwise
+from time import perf_counter
+from typing import Protocol
 
 from disagg_train.bench.processes import Processes
 from disagg_train.config.job import JobConfig
@@ -14,6 +16,7 @@ from disagg_train.data.sampler import batches
 from disagg_train.data.source import open_source
 from disagg_train.driver.plans import job_schedules, training_plans
 from disagg_train.engine.setup import RankSetup, Rendezvous
+from disagg_train.metrics.records import RankReport
 from disagg_train.planner.step_plan import StepPlan
 
 
@@ -23,17 +26,29 @@ def job_plans(job: JobConfig) -> Iterator[StepPlan]:
     return training_plans(job, batches(sizes, job.seed, job.train.global_batch))
 
 
-class TorchrunRank:
-    """One rank in a process of its own."""
+class TrainsPlans(Protocol):
+    """A rank that trains one plan after the other: ours, or one that Megatron drives."""
 
-    def __init__(self, setup: RankSetup) -> None:
-        from disagg_train.engine.rank import Rank
+    def train(self, plan: StepPlan, upcoming: StepPlan | None) -> RankReport:
+        """Run one training step; load the next one's samples meanwhile."""
 
-        self._plans = job_plans(setup.job)
-        self._rank = Rank(setup)
+    def close(self) -> None:
+        """Leave all groups."""
+
+
+class PlainRank:
+    """One rank in a process of its own.
+
+    Args:
+        job: the job.
+        rank: trains its plans.
+    """
+
+    def __init__(self, job: JobConfig, rank: TrainsPlans) -> None:
+        self._plans, self._rank = job_plans(job), rank
 
     def run(self, count: int) -> list[float]:
-        """Run the next ``count`` steps; return their losses, to be held against Ray's."""
+        """Run the next ``count`` steps; return their losses, to be held against others'."""
         plans = [*islice(self._plans, count), None]
         reports = [self._rank.train(plan, upcoming) for plan, upcoming in pairwise(plans) if plan]
         return [report.loss_sum for report in reports]
@@ -43,8 +58,31 @@ class TorchrunRank:
         self._rank.close()
 
 
-def start_torchrun(job: JobConfig, rendezvous: Rendezvous) -> Processes[RankSetup, list[float]]:
+MakeRank = Callable[[RankSetup], PlainRank]
+Ranks = Processes[RankSetup, list[float]]
+
+
+def make_ours(setup: RankSetup) -> PlainRank:
+    """Build one of our ranks, which runs its op list."""
+    from disagg_train.engine.rank import Rank
+
+    return PlainRank(setup.job, Rank(setup))
+
+
+def make_megatron(setup: RankSetup) -> PlainRank:
+    """Build a rank that Megatron's own schedule drives."""
+    from disagg_train.bench.megatron_pipeline import MegatronRank
+
+    return PlainRank(setup.job, MegatronRank(setup))
+
+
+def start_torchrun(job: JobConfig, rendezvous: Rendezvous, make: MakeRank = make_ours) -> Ranks:
     """Start every rank of the job as a plain process and build its modules.
+
+    Args:
+        job: the job.
+        rendezvous: where its ranks meet, and nobody else's.
+        make: builds a rank inside its process.
 
     Raises:
         RankError: a rank died, hung or raised.
@@ -55,4 +93,25 @@ def start_torchrun(job: JobConfig, rendezvous: Rendezvous) -> Processes[RankSetu
         RankSetup(job, rendezvous, name, rank, training.ops[place], evaluation.ops[place])
         for place, (name, rank) in enumerate(members)
     ]
-    return Processes(TorchrunRank, setups, job.deadlines.setup_s)
+    return Processes(make, setups, job.deadlines.setup_s)
+
+
+class PlainContestant:
+    """Ranks in plain processes, as a contestant.
+
+    Args:
+        name: in results and errors.
+        ranks: the processes; the last one knows the losses, as it has the LLM's last stage.
+    """
+
+    def __init__(self, name: str, ranks: Ranks) -> None:
+        self.name, self.losses = name, list[float]()
+        self._ranks = ranks
+
+    def run(self, count: int) -> float:
+        """Train the next ``count`` steps; return seconds per step."""
+        begin_s = perf_counter()
+        *_, losses = self._ranks.run(count)
+        elapsed_s = perf_counter() - begin_s
+        self.losses += losses
+        return elapsed_s / count

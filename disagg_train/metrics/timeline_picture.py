@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from disagg_train.metrics.pictures import new_figure
@@ -11,8 +12,12 @@ from disagg_train.metrics.records import RankReport, Span
 _LANGUAGE = "language"
 _IDLE, _INK = "#f1f1ee", "#222222"
 _BAR, _HALF = 0.84, 0.5
-_CHARACTER = 0.007
+_WIDTH, _SMALL, _LARGE = 10.0, 9, 11
+"""Inches, and sizes of the letters: to be read at the width of a page."""
+_CHARACTER = 0.0095
 """Width of a digit as a fraction of the picture."""
+_LABEL, _ROW_OF_LEGEND = 27, 5
+"""Letters in a line of a row's label, and entries in a line of the legend."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,6 @@ class _Look:
     """
 
     place: int
-
     label: str
     colours: tuple[str, str]
     text: str = "white"
@@ -70,7 +74,7 @@ def draw_timeline(
     """
     begin_s = min(span.begin_s for report in reports for span in report.spans)
     end_s = max(span.end_s for report in reports for span in report.spans)
-    figure = new_figure(12.0, 1.5 + 0.42 * len(reports))
+    figure = new_figure(_WIDTH, 1.5 + 0.42 * len(reports))
     axes = figure.add_subplot()
     scale, unit = _unit(end_s - begin_s)
     bars = [list(_bars(report)) for report in reports]
@@ -78,12 +82,13 @@ def draw_timeline(
         axes.barh(row, (end_s - begin_s) * scale, height=_BAR, color=_IDLE, zorder=0)
         for bar in of_row:
             _draw(axes, row, bar, begin_s, scale, end_s - begin_s)
-    axes.set_yticks(range(len(reports)), [rows[report.place] for report in reports])
+    labels = [fill(rows[report.place], _LABEL) for report in reports]
+    axes.set_yticks(range(len(reports)), labels, fontsize=_SMALL)
     axes.set(xlabel=unit, xlim=(0, (end_s - begin_s) * scale), ylim=(len(reports) - _HALF, -_HALF))
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=_LARGE)
     _add_legend(figure, [bar for of_row in bars for bar in of_row])
     figure.savefig(path, dpi=150)
 
@@ -118,7 +123,15 @@ def _draw(axes: Any, row: int, bar: _Bar, origin_s: float, scale: float, length_
     )
     if bar.width_s / length_s > _CHARACTER * len(bar.text) and bar.text:
         middle = left + width / 2
-        axes.text(middle, row, bar.text, ha="center", va="center", fontsize=8, color=bar.look.text)
+        axes.text(
+            middle,
+            row,
+            bar.text,
+            ha="center",
+            va="center",
+            fontsize=_SMALL,
+            color=bar.look.text,
+        )
 
 
 def _unit(length_s: float) -> tuple[float, str]:
@@ -135,7 +148,7 @@ def _add_legend(figure: Any, bars: Sequence[_Bar]) -> None:
         entries.append((dark[0], "darker: every other stage of a rank"))
     handles = [Patch(facecolor=colour, label=label) for colour, label in entries]
     handles.append(Patch(facecolor=_IDLE, ec="#cccccc", label="idle or waiting"))
-    columns = len(handles) if len(handles) <= 6 else -(-len(handles) // 2)
+    columns = -(-len(handles) // 2) if len(handles) > _ROW_OF_LEGEND else len(handles)
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8
+        handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=_SMALL
     )

@@ -4,12 +4,13 @@ from collections import defaultdict, deque
 from collections.abc import Hashable, Iterator
 
 from disagg_train.errors import PlanError
+from disagg_train.schedule.alike import alike_ranks
 from disagg_train.schedule.graph import StageGraph
 from disagg_train.schedule.ops import Op, OpKind, Schedule
 
 
 class Replay:
-    """All ranks at once, under rendezvous semantics.
+    """All ranks at once, under rendezvous semantics; of ranks that are alike, the first.
 
     A send blocks until every receiver has posted; forwards, backwards and syncs are
     collectives over their ranks. An exchange is launched at a rank's send, its own receives
@@ -19,16 +20,22 @@ class Replay:
 
     def __init__(self, schedule: Schedule, graph: StageGraph) -> None:
         self.schedule, self.graph = schedule, graph
-        self.position = [0] * len(schedule.ops)
+        alike = alike_ranks(schedule, graph)
+        self.ranks = sorted(set(alike))
+        self.position = dict.fromkeys(self.ranks, 0)
         self.arrived: dict[Hashable, set[int]] = defaultdict(set)
         self.waiting: dict[Hashable, list[int]] = defaultdict(list)
+        self.places = {
+            node.name: frozenset(alike[place] for place in node.places)
+            for node in graph.nodes.values()
+        }
         self.lane_of = {
-            (node.name, place): frozenset(lane)
+            (node.name, alike[place]): frozenset(alike[partner] for partner in lane)
             for node in graph.nodes.values()
             for lane in node.lanes
             for place in lane
         }
-        self.everyone = frozenset(range(len(schedule.ops)))
+        self.everyone = frozenset(self.ranks)
 
     def to_the_end(self) -> None:
         """Run until nobody can move.
@@ -36,13 +43,13 @@ class Replay:
         Raises:
             PlanError: somebody is not done; names the ops that wait for ever.
         """
-        runnable = deque(range(len(self.schedule.ops)))
-        for rank in range(len(self.schedule.ops)):
+        runnable = deque(self.ranks)
+        for rank in self.ranks:
             list(self._post_first_receives(rank))
         while runnable:
             rank = runnable.popleft()
             runnable.extend(self._advance(rank))
-        stuck = [r for r, ops in enumerate(self.schedule.ops) if self.position[r] < len(ops)]
+        stuck = [r for r in self.ranks if self.position[r] < len(self.schedule.ops[r])]
         if stuck:
             waits = "; ".join(f"rank {r} at '{self._op(r)}'" for r in stuck[:6])
             raise PlanError(f"the schedule {self.schedule.name!r} deadlocks: {waits}")
@@ -75,7 +82,7 @@ class Replay:
             edge = self.graph.edge(op.boundary)
             towards_source = op.kind.is_gradient != op.kind.is_recv
             module = edge.source if towards_source else edge.destination
-            peers = self.graph.nodes[module].places
+            peers = self.places[module]
             return (op.boundary, op.kind.is_gradient, op.microbatch), peers
         if op.kind is OpKind.AGREE:
             return op, self.everyone
@@ -84,7 +91,7 @@ class Replay:
         if op.kind.is_compute:
             lane = self.lane_of[op.module, rank]
             return (op, lane), lane
-        return op, self.graph.nodes[op.module].places
+        return op, self.places[op.module]
 
     def _post_first_receives(self, rank: int) -> Iterator[int]:
         seen: set[tuple[OpKind, str]] = set()
@@ -105,5 +112,5 @@ class Replay:
         """Post a receive, unless the rank's own send of that exchange launches it."""
         edge = self.graph.edge(op.boundary)
         sender = edge.destination if op.kind.is_gradient else edge.source
-        if rank not in self.graph.nodes[sender].places:
+        if rank not in self.places[sender]:
             yield from self._arrive(rank, self._needs(rank, op)[0])

@@ -1,8 +1,10 @@
-"""The step's bars of DESIGN, section 9: what Ray and the driver cost."""
+"""The step's bars of DESIGN, section 9: what Ray and the driver cost, and Megatron's pipeline."""
 
 import pytest
 
-from disagg_train.bench.step import StepResult, bench_job, run_step
+from disagg_train.bench.jobs import disjoint_job
+from disagg_train.bench.pipeline import PipelineResult, run_pipeline
+from disagg_train.bench.step import StepResult, run_step
 
 pytestmark = pytest.mark.bench
 
@@ -10,20 +12,43 @@ _BLOCKS = 20
 
 
 @pytest.fixture(scope="module")
-def measured() -> StepResult:
-    return run_step(bench_job(), _BLOCKS)
+def disjoint() -> StepResult:
+    return run_step(disjoint_job(), _BLOCKS)
 
 
-def test_steps_are_long_enough_to_compare(measured: StepResult, keep) -> None:
-    keep("step", measured.as_dict())
-    assert measured.blocks >= 20
-    assert measured.torchrun_ms >= 300
+@pytest.fixture(scope="module")
+def pipeline() -> PipelineResult:
+    return run_pipeline(_BLOCKS)
 
 
-def test_ray_costs_no_more_than_three_percent(measured: StepResult) -> None:
-    low, _ = measured.ratio_interval_95
-    assert low <= 1.03, measured
+@pytest.fixture(params=["disjoint", "pipeline"])
+def step(request: pytest.FixtureRequest) -> StepResult:
+    measured = request.getfixturevalue(request.param)
+    return measured.step if isinstance(measured, PipelineResult) else measured
 
 
-def test_ranks_are_idle_between_ops_for_no_more_than_three_percent(measured: StepResult) -> None:
-    assert measured.dead_time_fraction <= 0.03, measured
+def test_results_are_kept(disjoint: StepResult, pipeline: PipelineResult, keep) -> None:
+    keep("step", disjoint.as_dict())
+    keep("pipeline", pipeline.as_dict())
+
+
+def test_steps_are_long_enough_to_compare(step: StepResult) -> None:
+    assert step.blocks >= 20
+    assert step.torchrun_ms >= 300
+
+
+def test_ray_costs_no_more_than_three_percent(step: StepResult) -> None:
+    low, _ = step.ratio_interval_95
+    assert low <= 1.03, step
+
+
+def test_ranks_are_idle_between_ops_for_no_more_than_three_percent(step: StepResult) -> None:
+    assert step.dead_time_fraction <= 0.03, step
+
+
+def test_our_pipeline_is_no_more_than_five_percent_slower_than_megatrons(
+    pipeline: PipelineResult,
+) -> None:
+    low, _ = pipeline.ratio_megatron_interval_95
+    assert pipeline.megatron_ms >= 300
+    assert low <= 1.05, pipeline

@@ -1,6 +1,7 @@
 """The checker refuses every planted fault and names the op at fault."""
 
 import re
+import time
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from disagg_train.errors import PlanError
-from disagg_train.schedule.build import evaluation_schedule, training_schedule
+from disagg_train.schedule.build import Pipeline, evaluation_schedule, training_schedule
 from disagg_train.schedule.check import check
 from disagg_train.schedule.graph import StageGraph
 from disagg_train.schedule.ops import Op, OpKind, Schedule
@@ -31,8 +32,10 @@ from tests.unit.schedule.strategies import (
     colocated_graph,
     disjoint_graph,
     graph_of,
+    graph_of_modules,
     mixed_graph,
     node,
+    pipelined,
     pipelined_graph,
     training_cases,
 )
@@ -344,3 +347,17 @@ def test_an_evaluation_with_a_dropped_send_is_refused() -> None:
     dropped = carrying(OpKind.SEND_FORWARD, BOUNDARY, 1)
     message = refusal(edited(schedule, [1], without(dropped)), disjoint_graph())
     assert "rank 1" in message and "send_forward" in message and BOUNDARY in message
+
+
+@pytest.mark.parametrize(("vpp", "pipeline"), [(1, "1f1b"), (1, "zero_bubble"), (4, "1f1b")])
+def test_1024_ranks_and_64_microbatches_are_checked_within_5_seconds(
+    vpp: int, pipeline: Pipeline
+) -> None:
+    graph = graph_of_modules(
+        pipelined("vision", "encoders", range(256), 1, 4),
+        pipelined(LANGUAGE, LANGUAGE, range(256, 1024), 8, 8, vpp=vpp),
+    )
+    schedule = training_schedule(graph, 64, 64, pipeline)
+    begin_s = time.perf_counter()
+    check(schedule, graph)
+    assert time.perf_counter() - begin_s < 5

@@ -1,0 +1,78 @@
+"""The jobs whose steps are measured: two ranks each, steps of 300 ms or more. Pure."""
+
+from typing import Any
+
+from disagg_train.config.job import LANGUAGE, JobConfig
+from disagg_train.config.load import load_job
+
+_SIZES = {"num_layers": 4, "hidden_size": 256, "num_attention_heads": 4}
+_PIPELINE = {"pp": 2}
+
+
+def disjoint_job() -> JobConfig:
+    """Return an encoder on one rank and the LLM on another."""
+    modules = {
+        "vision": _encoder("encoders"),
+        LANGUAGE: {"kind": "gpt", "group": "language", "model": _SIZES},
+    }
+    return _job("bench-step", {"encoders": 1, "language": 1}, modules, 4)
+
+
+def pipeline_job() -> JobConfig:
+    """Return the LLM in two pipeline stages, with the encoder on both ranks (dp=2)."""
+    modules = {
+        "vision": {**_encoder("language"), "parallel": {"dp": 2}},
+        LANGUAGE: _pipelined_language(),
+    }
+    return _job("bench-pipeline", {"language": 2}, modules, 8)
+
+
+def language_job() -> JobConfig:
+    """Return the LLM alone in two pipeline stages, with microbatches of equal length.
+
+    Megatron's pipeline receives equal shapes without asking for them first.
+    """
+    data = {
+        "kind": "disagg_train.bench.texts:EqualTexts",
+        "options": {"num_tokens": 64, "vocab_size": 384},
+    }
+    return _job("bench-language", {"language": 2}, {LANGUAGE: _pipelined_language()}, 8, data)
+
+
+def with_steps(job: JobConfig, steps: int) -> JobConfig:
+    """Return the job with another number of steps."""
+    return job.model_copy(update={"train": job.train.model_copy(update={"steps": steps})})
+
+
+def _encoder(group: str) -> dict[str, Any]:
+    return {"kind": "vit", "group": group, "model": {**_SIZES, "patch_size": 4}}
+
+
+def _pipelined_language() -> dict[str, Any]:
+    return {"kind": "gpt", "group": "language", "model": _SIZES, "parallel": _PIPELINE}
+
+
+def _job(
+    name: str,
+    ranks: dict[str, int],
+    modules: dict[str, Any],
+    microbatches: int,
+    data: dict[str, Any] | None = None,
+) -> JobConfig:
+    return load_job(
+        {
+            "name": name,
+            "groups": {group: {"ranks": count} for group, count in ranks.items()},
+            "modules": modules,
+            "data": data or {},
+            "train": {
+                "steps": 1,
+                "global_batch": 32,
+                "microbatches": microbatches,
+                "trace_steps": 0,
+                "optimizer": {"lr": 1e-3},
+                "evaluation": {"samples": 0},
+            },
+            "device": "cpu",
+        }
+    )
