@@ -95,21 +95,23 @@ def _simulate_command(simulate: argparse.ArgumentParser) -> None:
         dest="run_folder",
         metavar="RUN",
         help="take the seconds of ops from the trace in this run's folder; otherwise they are "
-        "computed from the sizes of the model and the four numbers below",
+        "computed from the sizes of the model and the four numbers below, whose defaults are "
+        "those of a GPU",
     )
-    simulate.add_argument(
-        "--tflops", type=float, default=200.0, help="TFLOP/s that a rank achieves (200)"
-    )
-    simulate.add_argument(
-        "--gbytes-per-s", type=float, default=25.0, help="between two ranks, each way (25)"
-    )
-    simulate.add_argument("--latency-us", type=float, default=20.0, help="of a transfer (20)")
-    simulate.add_argument(
-        "--memory-gbytes-per-s", type=float, default=2000.0, help="of a rank's own memory (2000)"
-    )
+    for option, default, text in (
+        ("--tflops", 200.0, "TFLOP/s that a rank achieves"),
+        ("--gbytes-per-s", 25.0, "GB/s between two ranks, each way"),
+        ("--latency-us", 20.0, "microseconds until a transfer begins"),
+        ("--memory-gbytes-per-s", 2000.0, "GB/s of a rank's own memory, for the update"),
+    ):
+        simulate.add_argument(
+            option, type=float, default=default, metavar="N", help=f"{text} ({default:g})"
+        )
     simulate.add_argument("--json", action="store_true", help="print the result as JSON only")
-    simulate.add_argument("--png", metavar="FILE", help="draw the timeline")
-    simulate.add_argument("--trace", metavar="FILE", help="write the timeline as Chrome trace")
+    simulate.add_argument("--png", metavar="FILE", help="draw the timeline; needs matplotlib")
+    simulate.add_argument(
+        "--trace", metavar="FILE", help="write the timeline as a Chrome trace, for Perfetto"
+    )
 
 
 def _bench_commands(bench: argparse.ArgumentParser) -> None:

@@ -275,7 +275,7 @@ def test_a_window_longer_than_the_encoders_warmup_is_a_cycle() -> None:
     message = broken([2, 3], receives_first)
     assert "deadlocks" in message
     assert f"rank 0 at 'recv_backward {BOUNDARY} 0'" in message
-    assert f"rank 3 at 'recv_forward {BOUNDARY} 2'" in message
+    assert f"rank 2 at 'recv_forward {BOUNDARY} 2'" in message
 
 
 def receives_first(ops: list[Op]) -> list[Op]:
