@@ -9,10 +9,12 @@ from disagg_train.driver.learning_rate import learning_rate
 from disagg_train.errors import ConfigError
 from disagg_train.planner.balance import in_order
 from disagg_train.planner.step_plan import Assignment, SampleSize, StepPlan
-from disagg_train.schedule.build import PIPELINES, evaluation_schedule, training_schedule
+from disagg_train.schedule.build import training_schedule
 from disagg_train.schedule.check import check
+from disagg_train.schedule.evaluation import evaluation_schedule
 from disagg_train.schedule.file import load_schedule
 from disagg_train.schedule.graph import StageGraph
+from disagg_train.schedule.language import PIPELINES
 from disagg_train.schedule.ops import Schedule
 
 

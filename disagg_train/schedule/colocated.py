@@ -30,7 +30,7 @@ def colocated(
     graph: StageGraph,
     encoders: Sequence[str],
     language: Sequence[str],
-    language_passes: Callable[[Sequence[int]], Passes],
+    language_passes: Callable[[Sequence[str], Sequence[int]], Passes],
     num_microbatches: int,
     window: int,
 ) -> list[Op]:
@@ -40,7 +40,7 @@ def colocated(
         graph: the stage graph.
         encoders: the rank's stages of encoders, upstream first.
         language: its stages of the LLM.
-        language_passes: the LLM's passes over a window of microbatches.
+        language_passes: of the latter, over a window of microbatches.
         num_microbatches: of the step.
         window: microbatches whose encoder activations are held at once.
     """
@@ -52,7 +52,7 @@ def colocated(
         for microbatch in microbatches:
             ops += with_transfers(graph, [forward(stage, microbatch) for stage in encoders])
             ops += transfers(OpKind.RECV_FORWARD, within, microbatch)
-        ops += with_transfers(graph, language_passes(microbatches), apart=within)
+        ops += with_transfers(graph, language_passes(language, microbatches), apart=within)
         for microbatch in microbatches:
             ops += transfers(OpKind.SEND_BACKWARD, given_back, microbatch)
             for stage in reversed(encoders):

@@ -5,9 +5,9 @@ gradients. Where a boundary lets the LLM put samples off, gradients of one encod
 come with several LLM microbatches; builders then say themselves when they are received.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
-from disagg_train.schedule.graph import Edge, StageGraph
+from disagg_train.schedule.graph import Edge, StageGraph, StageNode
 from disagg_train.schedule.ops import Op, OpKind
 
 Passes = list[Op]
@@ -109,3 +109,15 @@ def alternate(forwards: Sequence[Op], backwards: Sequence[Op], warmup: int) -> P
     for ahead, behind in zip(forwards[warmup:], backwards, strict=False):
         passes += [ahead, behind]
     return passes + list(backwards[len(forwards) - warmup :])
+
+
+def per_rank(
+    graph: StageGraph, ops_of: Callable[[tuple[StageNode, ...]], list[Op]]
+) -> tuple[tuple[Op, ...], ...]:
+    """Return every rank's ops; ranks that host the same stages share one list."""
+    hosted = [graph.stages_of(place) for place in range(graph.num_ranks)]
+    built: dict[tuple[StageNode, ...], tuple[Op, ...]] = {}
+    for stages in hosted:
+        if stages not in built:
+            built[stages] = tuple(ops_of(stages))
+    return tuple(built[stages] for stages in hosted)

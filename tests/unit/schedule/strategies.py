@@ -5,8 +5,9 @@ from itertools import pairwise
 
 from hypothesis import strategies as st
 
-from disagg_train.schedule.build import Pipeline, training_schedule
+from disagg_train.schedule.build import training_schedule
 from disagg_train.schedule.graph import Edge, StageGraph, StageNode, stage_name
+from disagg_train.schedule.language import Pipeline
 from disagg_train.schedule.ops import Schedule
 
 LANGUAGE = "language"

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disagg_train.schedule.build import evaluation_schedule, training_schedule
+from disagg_train.schedule.build import training_schedule
 from disagg_train.schedule.check import check
+from disagg_train.schedule.evaluation import evaluation_schedule
 from disagg_train.schedule.graph import StageGraph, StageNode
 from disagg_train.schedule.ops import Op, OpKind, Schedule
 from tests.unit.schedule.strategies import (

@@ -9,9 +9,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from disagg_train.errors import PlanError
-from disagg_train.schedule.build import Pipeline, evaluation_schedule, training_schedule
+from disagg_train.schedule.build import training_schedule
 from disagg_train.schedule.check import check
+from disagg_train.schedule.evaluation import evaluation_schedule
 from disagg_train.schedule.graph import StageGraph
+from disagg_train.schedule.language import Pipeline
 from disagg_train.schedule.ops import Op, OpKind, Schedule
 from tests.unit.schedule.faults import (
     Edit,

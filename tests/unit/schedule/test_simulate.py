@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from disagg_train.errors import PlanError
 from disagg_train.metrics.records import RankReport
 from disagg_train.schedule.alike import alike_ranks
-from disagg_train.schedule.build import Pipeline, evaluation_schedule, training_schedule
+from disagg_train.schedule.build import training_schedule
 from disagg_train.schedule.costs import CostModel, TransferCost, uniform_costs
+from disagg_train.schedule.evaluation import evaluation_schedule
 from disagg_train.schedule.expected import inputs_of
 from disagg_train.schedule.graph import Edge, StageGraph
+from disagg_train.schedule.language import Pipeline
 from disagg_train.schedule.ops import Op, OpKind, Schedule
 from disagg_train.schedule.simulate import peak_bytes, simulate
 from disagg_train.schedule.timeline import Slice, Timeline
