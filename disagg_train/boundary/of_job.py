@@ -70,7 +70,14 @@ def job_graph(job: JobConfig) -> StageGraph:
         Edge(edge.source_stage, edge.destination_stage, edge.name, edge.span)
         for edge in job_edges(job).values()
     )
-    return StageGraph(nodes, edges)
+    return StageGraph(nodes, edges, _tied_stages(job))
+
+
+def _tied_stages(job: JobConfig) -> tuple[str, ...]:
+    """Return the LLM's stages that hold a copy each of one embedding."""
+    side = module_side(job, LANGUAGE)
+    ties = job.language.model.tie_embeddings and job.language.trainable
+    return (side.stage_name(0), side.stage_name(-1)) if ties and side.num_stages > 1 else ()
 
 
 def _trains(module: VitModule | GptModule, stage: int) -> bool:

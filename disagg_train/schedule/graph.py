@@ -66,10 +66,16 @@ class StageGraph:
     """Stages by name, and the edges between them.
 
     The one stage without an outgoing edge is the LLM's last.
+
+    Args:
+        nodes: the stages by name.
+        edges: between them.
+        tied: stages that share a weight, and so settle their gradients together.
     """
 
     nodes: Mapping[str, StageNode]
     edges: tuple[Edge, ...] = ()
+    tied: tuple[str, ...] = ()
 
     @cached_property
     def last(self) -> StageNode:

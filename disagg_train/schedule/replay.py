@@ -35,6 +35,7 @@ class Replay:
             for lane in node.lanes
             for place in lane
         }
+        self.tied = frozenset(place for stage in graph.tied for place in self.places[stage])
         self.everyone = frozenset(self.ranks)
 
     def to_the_end(self) -> None:
@@ -91,6 +92,8 @@ class Replay:
         if op.kind.is_compute:
             lane = self.lane_of[op.module, rank]
             return (op, lane), lane
+        if op.kind is OpKind.GRAD_SYNC and op.module in self.graph.tied:
+            return (op.kind, self.graph.tied), self.tied
         return op, self.places[op.module]
 
     def _post_first_receives(self, rank: int) -> Iterator[int]:

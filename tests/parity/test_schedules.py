@@ -89,8 +89,40 @@ _CASES = [
 ]
 
 
+_SP_PP2 = {"pp": 2, "tp": 2, "sp": True}
+_EIGHT_RANKS = [
+    Case("interleaved", {"pp": 2, "tp": 2}, _SP_PP2 | {"vpp": 2}, _FOUR),
+    Case(
+        "interleaved, four stages each", {"dp": 3}, {"pp": 2, "vpp": 4}, _FOUR | {"num_layers": 8}
+    ),
+    Case("zero-bubble, pp4", {"pp": 2, "dp": 2}, {"pp": 4}, _FOUR | _ZERO_BUBBLE),
+    Case(
+        "zero-bubble, colocated, tied",
+        {"dp": 8},
+        {"pp": 2, "tp": 2, "cp": 2, "sp": True},
+        {"window": 2, **_ZERO_BUBBLE},
+        overrides=[_TIED],
+        colocated=True,
+    ),
+    Case(
+        "interleaved, colocated",
+        {"pp": 2, "dp": 4},
+        {"pp": 4, "vpp": 2, "dp": 2},
+        {"num_layers": 8, "microbatches": 4},
+        colocated=True,
+    ),
+]
+
+
 @pytest.mark.parametrize("case", _CASES, ids=str)
 def test_a_schedule_trains_the_same_model(pool: ActorPool, case: Case) -> None:
+    parity = Trainer(case.job).verify(_STEPS, pool)
+    assert parity.ok, parity
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", _EIGHT_RANKS, ids=str)
+def test_schedules_of_up_to_eight_ranks_train_the_same_model(pool: ActorPool, case: Case) -> None:
     parity = Trainer(case.job).verify(_STEPS, pool)
     assert parity.ok, parity
 

@@ -103,11 +103,12 @@ def graph_of_modules(*modules: list[StageNode], span: int = 0) -> StageGraph:
     return StageGraph({stage.name: stage for stages in modules for stage in stages}, tuple(edges))
 
 
-def pipelined_graph() -> StageGraph:
+def pipelined_graph(span: int = 0) -> StageGraph:
     """Return an encoder of two stages feeding an LLM of two stages, a rank each."""
     return graph_of_modules(
         pipelined("vision", "encoders", range(2), 2, 1),
         pipelined(LANGUAGE, LANGUAGE, range(2, 4), 2, 1),
+        span=span,
     )
 
 

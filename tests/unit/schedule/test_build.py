@@ -43,6 +43,7 @@ GOLDEN_SCHEDULES: Mapping[str, Callable[[], Schedule]] = {
     "zero_bubble": lambda: training_schedule(pipelined_graph(), 4, 4, "zero_bubble"),
     "gpipe": lambda: training_schedule(pipelined_graph(), 3, 3, "gpipe"),
     "interleaved": lambda: training_schedule(interleaved_graph(), 4, 4),
+    "deferral_span_1": lambda: training_schedule(pipelined_graph(span=1), 4, 4),
     "evaluation_interleaved": lambda: evaluation_schedule(interleaved_graph(), 2),
     "evaluation_pipelined": lambda: evaluation_schedule(pipelined_graph(), 2),
     "evaluation_disjoint": lambda: evaluation_schedule(disjoint_graph(), 2),

@@ -272,6 +272,18 @@ def test_two_groups_that_each_wait_for_the_others_sync_are_a_cycle() -> None:
     assert f"rank 0 at '{syncs[0]}'" in message and f"rank 1 at '{syncs[1]}'" in message
 
 
+def test_tied_stages_that_settle_in_another_order_than_their_neighbours_are_a_cycle() -> None:
+    """The first stage waits for the last one's copy, which waits for it in the encoder's sync."""
+    first, last = pipelined(LANGUAGE, LANGUAGE, range(2), 2, 1)
+    graph = graph_of_modules([node("vision", LANGUAGE, range(2))], [first, last])
+    schedule = training_schedule(graph, 2, 2)
+    syncs = [Op(OpKind.GRAD_SYNC, module) for module in ("vision", last.name)]
+    swaps = edited(schedule, [1], swapped(*syncs))
+    check(swaps, graph)
+    message = refusal(swaps, replace(graph, tied=(first.name, last.name)))
+    assert f"rank 0 at '{syncs[0]}'" in message and f"rank 1 at '{syncs[1]}'" in message
+
+
 def test_a_window_longer_than_the_encoders_warmup_is_a_cycle() -> None:
     """The LLM wants all rows first; the encoder wants gradients after its second forward."""
     message = broken([2, 3], receives_first)
