@@ -13,7 +13,7 @@ from disagg_train.bench.statistics import Interval, bootstrap_interval
 from disagg_train.errors import ConfigError, PlanError
 
 STEPS_PER_RUN = 3
-_RUNS_PER_BLOCK = 2
+_RUNS_OF_EACH = 2
 _SAME_LOSS = 1e-5
 
 
@@ -63,7 +63,7 @@ def num_steps(blocks: int) -> int:
         raise ConfigError(
             f"blocks={blocks}: use at least 1, and 20 for an interval that means much"
         )
-    return (blocks * _RUNS_PER_BLOCK + 1) * STEPS_PER_RUN
+    return (blocks * _RUNS_OF_EACH + 1) * STEPS_PER_RUN
 
 
 def alternate(ours: Contestant, other: Contestant, blocks: int) -> Paired:

@@ -6,7 +6,7 @@ from disagg_train.config.job import LANGUAGE, JobConfig
 from disagg_train.config.load import load_job
 
 _SIZES = {"num_layers": 4, "hidden_size": 256, "num_attention_heads": 4}
-_PIPELINE = {"pp": 2}
+_EQUAL_TEXTS = "disagg_train.bench.texts:EqualTexts"
 
 
 def disjoint_job() -> JobConfig:
@@ -32,11 +32,8 @@ def language_job() -> JobConfig:
 
     Megatron's pipeline receives equal shapes without asking for them first.
     """
-    data = {
-        "kind": "disagg_train.bench.texts:EqualTexts",
-        "options": {"num_tokens": 64, "vocab_size": 384},
-    }
-    return _job("bench-language", {"language": 2}, {LANGUAGE: _pipelined_language()}, 8, data)
+    modules = {LANGUAGE: _pipelined_language()}
+    return _job("bench-language", {"language": 2}, modules, 8, _EQUAL_TEXTS)
 
 
 def with_steps(job: JobConfig, steps: int) -> JobConfig:
@@ -49,7 +46,7 @@ def _encoder(group: str) -> dict[str, Any]:
 
 
 def _pipelined_language() -> dict[str, Any]:
-    return {"kind": "gpt", "group": "language", "model": _SIZES, "parallel": _PIPELINE}
+    return {"kind": "gpt", "group": "language", "model": _SIZES, "parallel": {"pp": 2}}
 
 
 def _job(
@@ -57,14 +54,14 @@ def _job(
     ranks: dict[str, int],
     modules: dict[str, Any],
     microbatches: int,
-    data: dict[str, Any] | None = None,
+    data: str = "digits",
 ) -> JobConfig:
     return load_job(
         {
             "name": name,
             "groups": {group: {"ranks": count} for group, count in ranks.items()},
             "modules": modules,
-            "data": data or {},
+            "data": {"kind": data},
             "train": {
                 "steps": 1,
                 "global_batch": 32,

@@ -1,8 +1,10 @@
 """The LLM alone under megatron-core's own non-interleaved 1F1B, on gloo and CPUs.
 
 The schedule, its messages, DDP and the optimizer are Megatron's, as they are released; weights,
-layers and the loading of samples are the same as under our op lists. Nothing of it is changed
-but one literal: the schedule counts tokens on ``device="cuda"``.
+layers, the settings of both and the loading of samples are those of our ranks. What Megatron
+takes for granted about CUDA is answered as for our ranks (``modules/cpu.py``), except the one
+``device="cuda"`` of its schedule, which ``_TorchOnCpu`` answers at no cost. Its messages run on
+gloo as they are: it sends and receives in one batch and waits for both.
 
 Shapes: S rows of a microbatch's packed stream, B is 1.
 """

@@ -1,7 +1,7 @@
 """``disagg-train bench step --pp``: steps of an LLM in pipeline stages.
 
-With an encoder under Ray and without it; and the LLM alone under Ray against Megatron's own
-1F1B.
+With an encoder, under Ray and without it; and the LLM alone, under Ray against Megatron's own
+1F1B without it. What Ray costs is thus part of the second ratio, and is the first.
 """
 
 from collections.abc import Mapping, Sequence

@@ -19,6 +19,7 @@ _CASES = [
     ({"dp": 2}, {"cp": 2, "tp": 2, "sp": True}, {}),
     ({"pp": 2}, {"pp": 2, "tp": 2}, {}),
     ({"cp": 2}, {"pp": 2, "cp": 2}, {"packed": False}),
+    ({"dp": 2}, {"pp": 2, "vpp": 2}, {"num_layers": 4, "microbatches": 2}),
     ({"dp": 1}, {"ep": 2, "dp": 2}, {"num_experts": 4}),
 ]
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from disagg_train.checkpoint.save import load_weights
+from disagg_train.driver.plans import job_schedules
+from disagg_train.schedule.file import load_schedule
 from disagg_train.trainer import Trainer
 from tests.ray.jobs import job_with
 
@@ -44,6 +46,16 @@ def test_the_trace_has_a_row_per_rank(finished: Trainer) -> None:
     names = {e["args"]["name"] for e in events if e["ph"] == "M"}
     assert names == {"encoders 0", "encoders 1", "language 0", "language 1"}
     assert {e["tid"] for e in events if e["ph"] == "X"} == {0, 1, 2, 3}
+
+
+def test_the_schedule_is_saved_as_it_was_run(finished: Trainer) -> None:
+    schedule, _ = job_schedules(finished.job)
+    assert load_schedule(finished.output / "schedule.yaml") == schedule
+
+
+def test_activations_are_counted_in_traced_steps(finished: Trainer) -> None:
+    counted = [record.step for record in finished.records if record.peak_activation_bytes]
+    assert counted == [1, 2, 3, 4]
 
 
 def test_the_model_was_evaluated_when_it_should_be(finished: Trainer) -> None:
