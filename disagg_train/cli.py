@@ -50,7 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     train = _job_command(commands, "train", _train, "train a job on Ray actor groups")
     train.add_argument("--address", help="running Ray cluster, or `auto`; default: a local one")
 
-    _job_command(commands, "check", _check, "validate a job; print ranks, routes and schedule")
+    check = _job_command(commands, "check", _check, "validate a job; print ranks and schedule")
+    check.add_argument(
+        "--write-schedule", metavar="FILE", help="also write the schedule, to edit and to train by"
+    )
 
     _simulate_command(
         _job_command(commands, "simulate", _simulate, "step time, bubbles and memory of a step")
@@ -177,10 +180,13 @@ def _report(trainer: "Trainer", console: "Console") -> None:
 def _check(arguments: argparse.Namespace) -> int:
     from disagg_train.driver.describe import describe
     from disagg_train.driver.plans import job_schedules
+    from disagg_train.schedule.file import save_schedule
 
     job, plan = _first_step(arguments)
     schedule, _ = job_schedules(job)
     _console().print(describe(job, plan, schedule))
+    if arguments.write_schedule:
+        save_schedule(schedule, Path(arguments.write_schedule))
     return 0
 
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from disagg_train.boundary.of_job import job_graph
-from disagg_train.config.job import JobConfig
+from disagg_train.config.job import JobConfig, TrainConfig
 from disagg_train.driver.learning_rate import learning_rate
-from disagg_train.errors import ConfigError
+from disagg_train.errors import ConfigError, PlanError
 from disagg_train.planner.balance import in_order
 from disagg_train.planner.step_plan import Assignment, SampleSize, StepPlan
 from disagg_train.schedule.build import training_schedule
@@ -55,17 +55,22 @@ def job_schedules(job: JobConfig) -> tuple[Schedule, Schedule]:
     graph = job_graph(job)
     training = _training_schedule(job, graph)
     evaluation = evaluation_schedule(graph, evaluation_microbatches(job))
-    check(training, graph)
     check(evaluation, graph)
     return training, evaluation
 
 
 def _training_schedule(job: JobConfig, graph: StageGraph) -> Schedule:
-    """Build the schedule that the job names, or read the file that it names."""
+    """Build and check the schedule that the job names, or the file that it names."""
     train = job.train
     if train.schedule in PIPELINES:
         window = train.window or train.microbatches
-        return training_schedule(graph, train.microbatches, window, PIPELINES[train.schedule])
+        schedule = training_schedule(graph, train.microbatches, window, PIPELINES[train.schedule])
+        check(schedule, graph)
+        return schedule
+    return _schedule_of_ones_own(train, graph)
+
+
+def _schedule_of_ones_own(train: TrainConfig, graph: StageGraph) -> Schedule:
     path = Path(train.schedule)
     if not path.exists():
         raise ConfigError(
@@ -77,4 +82,8 @@ def _training_schedule(job: JobConfig, graph: StageGraph) -> Schedule:
             f"train.microbatches={train.microbatches}, but {path} is a schedule of "
             f"{schedule.num_microbatches}; set train.microbatches: {schedule.num_microbatches}"
         )
+    try:
+        check(schedule, graph)
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}") from None
     return schedule

@@ -94,10 +94,10 @@ class Simulation:
         for name, places in timeline.places.items():
             busy, bubble = timeline.module_busy_s[name], timeline.module_bubble[name]
             modules.add_row(name, str(len(places)), f"{bubble:.1%}", seconds(busy))
-        ranks = _table("ranks", "kind", "stages", "bubble", "busy", "peak activations")
+        ranks = _table("ranks", "ranks", "stages", "bubble", "busy", "peak activations")
         for first, alike in timeline.kinds.items():
             numbers = f"{timeline.bubble[first]:.1%}", seconds(timeline.busy_s[first])
-            peak = f"{timeline.peak_bytes[first] / 2**20:,.1f} MiB"
+            peak = gibibytes(timeline.peak_bytes[first])
             ranks.add_row(_ranks(alike), self._hosted(first), *numbers, peak)
         summary = (
             f"{self.schedule.name}, {self.schedule.num_microbatches} microbatches: "
@@ -141,8 +141,16 @@ def _of_run(
 
 
 def seconds(value_s: float) -> str:
-    """Return a time for people: three digits, in seconds or milliseconds."""
-    return f"{value_s:.3g} s" if value_s >= 1.0 else f"{value_s * 1e3:.3g} ms"
+    """Return a time for people: three digits, in seconds, milliseconds or microseconds."""
+    if value_s >= 1.0:
+        return f"{value_s:.3g} s"
+    return f"{value_s * 1e3:.3g} ms" if value_s >= 1e-3 else f"{value_s * 1e6:.3g} us"
+
+
+def gibibytes(num_bytes: float) -> str:
+    """Return an amount of memory for people, in GiB, or MiB where it is small."""
+    gib = num_bytes / 2**30
+    return f"{gib:,.1f} GiB" if gib >= 1.0 else f"{gib * 2**10:,.1f} MiB"
 
 
 def _ranks(ranks: Sequence[int]) -> str:

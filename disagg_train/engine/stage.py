@@ -101,7 +101,8 @@ class Stage:
         present = {name: rows for name, rows in inputs.items() if len(rows)}
         with self._watched():
             output: Tensor = self.model(batch, present)
-        end = get_gradient_edge(output) if output.requires_grad else None
+        has_backward = output.requires_grad and torch.is_grad_enabled()
+        end = get_gradient_edge(output) if has_backward else None
         self._activations[microbatch] = _Activation(end, dict(inputs))
         return output
 
