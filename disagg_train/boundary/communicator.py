@@ -20,9 +20,9 @@ from disagg_train.boundary.exchange import Exchange, Message, Rows
 from disagg_train.boundary.rows import copy_local, is_scattered, read, write
 from disagg_train.boundary.transport import TAGS_PER_STEP, Pending, Transport
 from disagg_train.boundary.transport import Message as Sent
+from disagg_train.schedule.ops import MOST_SENDS
 
 _TAGS = 1 << 30
-_MOST_SENDS = 2
 
 
 class _Arrivals:
@@ -123,7 +123,7 @@ class Communicator:
         outgoing: list[Sent] = []
         copies: list[Tensor] = []
         if source_TD is not None:
-            self._await_sends(_MOST_SENDS - 1)
+            self._await_sends(MOST_SENDS - 1)
             outgoing, copies = self._read_each(source_TD, exchange.sends)
         sends, receives = self._transport.start(outgoing, arrivals.messages, tag)
         if outgoing:

@@ -9,8 +9,7 @@ from disagg_train.metrics.records import RankReport, Span
 from disagg_train.metrics.trace import START_STEP
 from disagg_train.schedule.costs import CostModel, TransferCost, Values
 from disagg_train.schedule.graph import StageGraph
-from disagg_train.schedule.ops import Op, OpKind
-from disagg_train.schedule.simulate import MOST_SENDS
+from disagg_train.schedule.ops import MOST_SENDS, Op, OpKind
 
 Spans = Mapping[Op, Span]
 """What one rank did in one step."""

@@ -56,6 +56,9 @@ class OpKind(StrEnum):
         return self in (OpKind.SEND_BACKWARD, OpKind.RECV_BACKWARD)
 
 
+MOST_SENDS = 2
+"""Sends of one edge and direction that a rank has under way at most."""
+
 _COMPUTE = (
     OpKind.FORWARD,
     OpKind.BACKWARD,

@@ -23,11 +23,8 @@ from disagg_train.errors import PlanError
 from disagg_train.schedule.alike import alike_ranks
 from disagg_train.schedule.costs import CostModel
 from disagg_train.schedule.graph import StageGraph
-from disagg_train.schedule.ops import Op, OpKind, Schedule
+from disagg_train.schedule.ops import MOST_SENDS, Op, OpKind, Schedule
 from disagg_train.schedule.timeline import Slice, Timeline
-
-MOST_SENDS = 2
-"""Sends of one edge and direction that a rank has under way at most."""
 
 _MOST_NAMED = 6
 _BACKWARDS = (OpKind.BACKWARD, OpKind.BACKWARD_INPUT, OpKind.BACKWARD_WEIGHT)
