@@ -1,6 +1,7 @@
 """A job in tables: its ranks, layouts, routes and op lists, for people to check. Pure."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -9,7 +10,7 @@ from disagg_train.boundary.of_job import job_edges, job_placement, module_grid
 from disagg_train.boundary.step_exchanges import Boundary
 from disagg_train.config.job import JobConfig
 from disagg_train.planner.step_plan import StepPlan
-from disagg_train.schedule.ops import Op, Schedule
+from disagg_train.schedule.ops import Op, OpKind, Schedule
 from disagg_train.topology.layout import Holding, Layout
 
 _MOST_SPANS = 4
@@ -81,13 +82,42 @@ def _routes(name: str, counts: Counter[tuple[int, int]]) -> Table:
     return table
 
 
+_LETTERS = {
+    OpKind.FORWARD: "F",
+    OpKind.BACKWARD: "B",
+    OpKind.BACKWARD_INPUT: "b",
+    OpKind.BACKWARD_WEIGHT: "w",
+    OpKind.RUN_AHEAD: "A",
+}
+
+
 def _schedule(schedule: Schedule) -> Table:
-    table = Table(title=f"schedule: {schedule.name}", title_justify="left")
-    table.add_column("global ranks")
-    table.add_column("ops")
+    table = Table(
+        title=f"schedule: {schedule.name}",
+        title_justify="left",
+        caption="F forward, B backward, b its part for inputs, w for weights, A of the next step; "
+        "--write-schedule has the transfers too",
+        caption_justify="left",
+    )
+    for column in ("global ranks", "stages", "passes"):
+        table.add_column(column)
     by_list: dict[tuple[Op, ...], list[int]] = {}
     for rank, ops in enumerate(schedule.ops):
         by_list.setdefault(ops, []).append(rank)
     for ops, ranks in by_list.items():
-        table.add_row(", ".join(map(str, ranks)), " | ".join(str(op) for op in ops))
+        stages = sorted({op.module for op in ops if op.kind in _LETTERS})
+        table.add_row(", ".join(map(str, ranks)), "\n".join(stages), _passes(ops, stages))
     return table
+
+
+def _passes(ops: Sequence[Op], stages: Sequence[str]) -> str:
+    """Return what a rank computes, in order; where it hosts several stages, whose it is."""
+    words, now = [], stages[0] if len(stages) == 1 else ""
+    for op in ops:
+        if op.kind not in _LETTERS:
+            continue
+        if op.module != now:
+            words.append(f"{op.module}:")
+            now = op.module
+        words.append(f"{_LETTERS[op.kind]}{op.microbatch}")
+    return " ".join(words)

@@ -30,10 +30,15 @@ def test_a_job_gets_the_schedule_of_its_file(file: Path) -> None:
     assert job_schedules(job)[0] == job_schedules(load_job(JOB))[0]
 
 
-def test_check_writes_the_schedule_to_edit(file: Path, tmp_path: Path) -> None:
+def test_check_prints_the_passes_and_writes_all_ops(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     written = tmp_path / "written.yaml"
-    assert main(["check", "examples/digits.yaml", "--write-schedule", str(written)]) == 0
-    assert "name: 1f1b" in written.read_text()
+    command = ["check", "examples/digits.yaml", "--set", "train.schedule=gpipe"]
+    assert main([*command, "--write-schedule", str(written)]) == 0
+    printed = capsys.readouterr().out
+    assert "vision" in printed and "F0 F1 B0 B1" in printed
+    assert "name: gpipe" in written.read_text()
 
 
 def test_a_name_that_is_neither_builder_nor_file_is_refused() -> None:
