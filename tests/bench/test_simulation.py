@@ -8,6 +8,7 @@ import pytest
 from actors.pool import ActorPool
 from disagg_train.bench.simulation import SimulationResult, compare
 from disagg_train.bench.torchrun import job_plans
+from disagg_train.bench.under_ray import started_pool
 from disagg_train.boundary.of_job import job_graph
 from disagg_train.config.job import JobConfig
 from disagg_train.config.load import load_job
@@ -16,6 +17,7 @@ from disagg_train.driver import loop
 pytestmark = [pytest.mark.bench, pytest.mark.ray]
 
 _STEPS, _WARM_UP_STEPS = 10, 2
+_MOST_RANKS = 3
 _PP2 = {"pp": 2}
 _MODEL = {"hidden_size": 192, "num_attention_heads": 4}
 
@@ -67,10 +69,17 @@ def job_of(name: str) -> JobConfig:
     )
 
 
+@pytest.fixture(scope="module")
+def few_actors() -> Iterator[ActorPool]:
+    """Only as many as needed, and only for now: idle ones would disturb what is timed next."""
+    with started_pool(_MOST_RANKS) as pool:
+        yield pool
+
+
 @pytest.fixture(scope="module", params=JOBS)
-def result(request: pytest.FixtureRequest, pool: ActorPool) -> Iterator[SimulationResult]:
+def result(request: pytest.FixtureRequest, few_actors: ActorPool) -> Iterator[SimulationResult]:
     job = job_of(request.param)
-    with pool.session(job) as session:
+    with few_actors.session(job) as session:
         plans = list(islice(job_plans(job), _STEPS))
         steps = [found for _, found in loop.train(session.groups, plans, job.deadlines.step_s)]
         yield compare(steps[_WARM_UP_STEPS:], session.schedule, job_graph(job))
