@@ -142,7 +142,8 @@ def test_a_frozen_encoder_computes_the_next_steps_first_rows_once(pool: ActorPoo
     for microbatch in range(2):
         computed_s = first[f"run_ahead vision {microbatch}"]
         assert second[f"forward vision {microbatch}"] < 0.2 * computed_s
-    assert second["forward vision 2"] > 0.2 * computed_s
+    taken_s = second["forward vision 0"] + second["forward vision 1"]
+    assert second["forward vision 2"] > taken_s
 
 
 def put_off(job: JobConfig, module: str, num_samples: int, microbatches: int) -> Assignment:
