@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.distributed.finalize_model_grads import finalize_model_grads
-from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.pipeline_parallel import schedules
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -27,12 +26,11 @@ from torch.distributed import PrefixStore, TCPStore
 
 from disagg_train.boundary.of_job import module_grid, module_side
 from disagg_train.config.job import LANGUAGE, JobConfig
-from disagg_train.config.job import OptimizerConfig as JobOptimizer
 from disagg_train.data.source import open_source
 from disagg_train.device import choose_device
 from disagg_train.engine.batches import LanguageBatches
 from disagg_train.engine.inputs import InputLoader
-from disagg_train.engine.optimizer import wrap
+from disagg_train.engine.optimizer import build_adam, wrap
 from disagg_train.engine.setup import RankSetup
 from disagg_train.metrics.records import RankReport
 from disagg_train.modules import cpu
@@ -60,7 +58,8 @@ class MegatronRank:
         deadline_s = job.deadlines.exchange_s
         self._groups = make_process_groups(module_grid(job, LANGUAGE), 1, "gloo", deadline_s)
         self._model = _build_model(job, self._groups)
-        self._optimizer = _build_optimizer(self._model, self._groups, job.train.optimizer)
+        adam = job.train.optimizer
+        self._optimizer = build_adam(self._model, self._groups, adam, adam.clip_grad)
         self._messages = P2PCommunicator(self._groups.pp, self._model.config)
         self._place, self._loader = setup.rank, _open_loader(job, setup.rank)
 
@@ -142,25 +141,6 @@ def _build_model(job: JobConfig, groups: ProcessGroupCollection) -> DistributedD
 def _finalize(*args: Any, **kwargs: Any) -> None:
     with cuda_means_cpu():
         finalize_model_grads(*args, **kwargs)
-
-
-def _build_optimizer(
-    model: DistributedDataParallel, groups: ProcessGroupCollection, job: JobOptimizer
-) -> MegatronOptimizer:
-    config = OptimizerConfig(
-        optimizer="adam",
-        lr=job.lr,
-        weight_decay=job.weight_decay,
-        adam_beta1=job.betas[0],
-        adam_beta2=job.betas[1],
-        adam_eps=job.eps,
-        use_distributed_optimizer=True,
-        clip_grad=job.clip_grad,
-    )
-    with cuda_means_cpu():
-        return get_megatron_optimizer(
-            config, [model], use_gloo_process_groups=False, pg_collection=groups
-        )
 
 
 def _open_loader(job: JobConfig, rank: int) -> InputLoader:

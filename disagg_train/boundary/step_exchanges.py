@@ -18,6 +18,7 @@ from disagg_train.boundary.layouts import (
     source_streams,
 )
 from disagg_train.planner.step_plan import StepPlan
+from disagg_train.schedule.graph import drawn_on
 
 
 @dataclass(frozen=True)
@@ -124,14 +125,10 @@ class Boundary:
     def layouts(self, plan: StepPlan, microbatch: int) -> BoundaryLayouts:
         """Return both layouts of one microbatch."""
         return BoundaryLayouts(
-            source_layout(plan, self.source, self.drawn_on(microbatch)),
+            source_layout(plan, self.source, drawn_on(microbatch, self.span)),
             destination_layout(plan, self.source.module, self.destination, microbatch),
-            source_rows(plan, self.source, self.drawn_on(microbatch)),
+            source_rows(plan, self.source, drawn_on(microbatch, self.span)),
         )
-
-    def drawn_on(self, microbatch: int) -> range:
-        """Return the source's microbatches that one of the destination's may draw on."""
-        return range(max(microbatch - self.span, 0), microbatch + 1)
 
     def exchanges(self, plan: StepPlan, place: int) -> tuple[RankExchanges, ...]:
         """Return what the global rank ``place`` does, microbatch by microbatch."""

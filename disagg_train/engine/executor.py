@@ -25,6 +25,7 @@ from disagg_train.metrics.trace import START_STEP
 from disagg_train.modules.batch import LanguageBatch
 from disagg_train.planner.step_plan import StepPlan
 from disagg_train.schedule.ops import Op, OpKind
+from disagg_train.schedule.program import Program
 from disagg_train.schedule.timeline import span_of
 
 
@@ -90,7 +91,7 @@ class Executor:
 
     def run(
         self,
-        ops: Sequence[Op],
+        program: Program,
         plan: StepPlan,
         inputs: StepInputs,
         upcoming: Upcoming | None = None,
@@ -98,7 +99,7 @@ class Executor:
         """Run one step.
 
         Args:
-            ops: this rank's op list.
+            program: this rank's op list.
             plan: the step plan; its digest is compared over all ranks before anything moves.
             inputs: this rank's batches and exchanges, made from the plan.
             upcoming: the next step; None after the last one.
@@ -109,17 +110,18 @@ class Executor:
         """
         begin = time.time()
         self._start_step(plan, inputs, upcoming)
-        self._with_backward = {op.module for op in ops if op.kind.gives_input_gradient}
+        self._with_backward = program.stages_with_backward
         check_same_plan(self._world.control, plan)
-        self._post_first_receives(ops)
+        for op in program.first_receives:
+            self._post(op)
         self._spans.append(Span(START_STEP, "", "update", begin, time.time()))
-        for position, op in enumerate(ops):
+        for op in program.ops:
             self.current_op, begin = op, time.time()
             self._world.watchdog.check()
             self._do[op.kind](op)
             self._spans.append(span_of(op, begin, time.time()))
-            if op.kind.is_recv:
-                self._post_next_receive(op, ops[position + 1 :])
+            if following := program.next_receive.get(op):
+                self._post(following)
         self.current_op = None
         return self._end_step()
 
@@ -275,20 +277,6 @@ class Executor:
         self._outputs[link.edge.source_stage].add_gradient(op.microbatch, grad_TD)
         if link.edge.span:
             link.backward.release(grad_TD)
-
-    def _post_first_receives(self, ops: Sequence[Op]) -> None:
-        firsts: dict[tuple[OpKind, str], Op] = {}
-        for op in ops:
-            if op.kind.is_recv:
-                firsts.setdefault((op.kind, op.boundary), op)
-        for op in firsts.values():
-            self._post(op)
-
-    def _post_next_receive(self, done: Op, later: Sequence[Op]) -> None:
-        for op in later:
-            if op.kind is done.kind and op.boundary == done.boundary:
-                self._post(op)
-                return
 
     def _post(self, op: Op) -> None:
         """Post a receive, unless this rank's own send of that exchange will launch it."""

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.distributed.finalize_model_grads import finalize_model_grads
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
@@ -31,6 +31,29 @@ def wrap(model: nn.Module, groups: ProcessGroupCollection) -> DistributedDataPar
         return DistributedDataParallel(model.config, config, model, pg_collection=groups)
 
 
+def build_adam(
+    model: DistributedDataParallel,
+    groups: ProcessGroupCollection,
+    job: JobOptimizer,
+    clip_grad: float,
+) -> MegatronOptimizer:
+    """Build Megatron's distributed optimizer; with a ``clip_grad`` of 0 it clips nothing itself."""
+    config = OptimizerConfig(
+        optimizer="adam",
+        lr=job.lr,
+        weight_decay=job.weight_decay,
+        adam_beta1=job.betas[0],
+        adam_beta2=job.betas[1],
+        adam_eps=job.eps,
+        use_distributed_optimizer=True,
+        clip_grad=clip_grad,
+    )
+    with cuda_means_cpu():
+        return get_megatron_optimizer(
+            config, [model], use_gloo_process_groups=False, pg_collection=groups
+        )
+
+
 class ModuleOptimizer:
     """Adam over one module.
 
@@ -43,20 +66,7 @@ class ModuleOptimizer:
     ) -> None:
         self._model, self._groups, self._clip = model, groups, job.clip_grad
         self._tied = [parameter for parameter in model.parameters() if is_tied(parameter)]
-        config = OptimizerConfig(
-            optimizer="adam",
-            lr=job.lr,
-            weight_decay=job.weight_decay,
-            adam_beta1=job.betas[0],
-            adam_beta2=job.betas[1],
-            adam_eps=job.eps,
-            use_distributed_optimizer=True,
-            clip_grad=0.0,
-        )
-        with cuda_means_cpu():
-            self._optimizer = get_megatron_optimizer(
-                config, [model], use_gloo_process_groups=False, pg_collection=groups
-            )
+        self._optimizer = build_adam(model, groups, job, clip_grad=0.0)
 
     def zero_grad(self) -> None:
         """Forget the last step's gradients."""

@@ -8,6 +8,8 @@ them again.
 import torch
 from torch import Tensor
 
+from disagg_train.schedule.graph import drawn_on
+
 
 class Outputs:
     """One stage's outputs in one step.
@@ -29,7 +31,7 @@ class Outputs:
 
     def message(self, microbatch: int) -> Tensor:
         """Return the rows that a microbatch of the next stage draws on."""
-        parts = [self._rows[number] for number in self._drawn_on(microbatch)]
+        parts = [self._rows[number] for number in drawn_on(microbatch, self._span)]
         for number in tuple(self._rows):
             if min(number + self._span, self._last) <= microbatch:
                 del self._rows[number]
@@ -40,9 +42,9 @@ class Outputs:
         if not self._span:
             self._grads[microbatch] = grad_TD
             return
-        drawn_on = self._drawn_on(microbatch)
-        parts = grad_TD.split([self._num_rows[number] for number in drawn_on])
-        for number, part_TD in zip(drawn_on, parts, strict=True):
+        sources = drawn_on(microbatch, self._span)
+        parts = grad_TD.split([self._num_rows[number] for number in sources])
+        for number, part_TD in zip(sources, parts, strict=True):
             if number in self._grads:
                 self._grads[number] += part_TD
             else:
@@ -51,6 +53,3 @@ class Outputs:
     def take_gradient(self, microbatch: int) -> Tensor | None:
         """Return the gradient of a microbatch's rows; None where nothing came back."""
         return self._grads.pop(microbatch, None)
-
-    def _drawn_on(self, microbatch: int) -> range:
-        return range(max(microbatch - self._span, 0), microbatch + 1)

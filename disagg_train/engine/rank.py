@@ -37,6 +37,7 @@ from disagg_train.modules import cpu
 from disagg_train.modules.process_groups import make_process_groups
 from disagg_train.planner.step_plan import StepPlan
 from disagg_train.schedule.ops import OpKind
+from disagg_train.schedule.program import Program
 
 
 class Rank:
@@ -49,6 +50,8 @@ class Rank:
     def __init__(self, setup: RankSetup) -> None:
         job = setup.job
         self._setup = setup
+        self._training = Program(setup.training_ops)
+        self._evaluation = Program(setup.evaluation_ops)
         self._device = choose_device(job.device)
         self._device.activate()
         if self._device.kind == "cuda":
@@ -120,14 +123,14 @@ class Rank:
         if upcoming is not None:
             self._loader.prefetch(upcoming)
             ahead = Upcoming(upcoming.digest, partial(self._loader.peek, upcoming))
-        return self._executor.run(self._setup.training_ops, plan, inputs, ahead)
+        return self._executor.run(self._training, plan, inputs, ahead)
 
     def evaluate(self, plan: StepPlan) -> RankReport:
         """Score held-out samples and decode their answers."""
         self._meter.active = False
         inputs = self._loader.take(plan)
         with torch.no_grad():
-            return self._executor.run(self._setup.evaluation_ops, plan, inputs)
+            return self._executor.run(self._evaluation, plan, inputs)
 
     def weights(self) -> dict[str, NDArray[Any]]:
         """Return full weights by full name, each on the first rank that holds it."""

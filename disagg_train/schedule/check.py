@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 from disagg_train.errors import PlanError
+from disagg_train.schedule.alike import alike_ranks
 from disagg_train.schedule.expected import (
     change_in_flight,
     expected_evaluation,
@@ -34,7 +35,8 @@ def check(schedule: Schedule, graph: StageGraph) -> None:
             f"{graph.num_ranks}"
         )
     training = all(op.kind is not OpKind.EVALUATE for ops in schedule.ops for op in ops)
-    for (stages, ops), rank in _kinds_of_ranks(schedule, graph).items():
+    for rank in sorted(set(alike_ranks(schedule, graph))):
+        stages, ops = frozenset(node.name for node in graph.stages_of(rank)), schedule.ops[rank]
         if training:
             expected = expected_ops(stages, graph, schedule.num_microbatches, ops)
         else:
@@ -47,17 +49,6 @@ def check(schedule: Schedule, graph: StageGraph) -> None:
         for receive, send in _SENDER_OF.items():
             _check_pairing(schedule, graph, edge.name, send, receive)
     Replay(schedule, graph).to_the_end()
-
-
-def _kinds_of_ranks(
-    schedule: Schedule, graph: StageGraph
-) -> dict[tuple[frozenset[str], tuple[Op, ...]], int]:
-    """Return (hosted stages, op list) -> its first rank; most ranks are alike."""
-    kinds: dict[tuple[frozenset[str], tuple[Op, ...]], int] = {}
-    for rank, ops in enumerate(schedule.ops):
-        hosted = frozenset(name for name, node in graph.nodes.items() if rank in node.places)
-        kinds.setdefault((hosted, ops), rank)
-    return kinds
 
 
 def _check_complete(rank: int, ops: tuple[Op, ...], expected: list[Op]) -> None:

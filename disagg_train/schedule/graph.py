@@ -10,6 +10,11 @@ def stage_name(module: str, stage: int, num_stages: int) -> str:
     return module if num_stages == 1 else f"{module}.{stage}"
 
 
+def drawn_on(microbatch: int, span: int) -> range:
+    """Return the source's microbatches that one of the destination's may draw on, with a span."""
+    return range(max(microbatch - span, 0), microbatch + 1)
+
+
 @dataclass(frozen=True)
 class StageNode:
     """One pipeline stage of a module, or a whole module without pipeline parallelism.

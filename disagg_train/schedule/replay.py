@@ -7,6 +7,7 @@ from disagg_train.errors import PlanError
 from disagg_train.schedule.alike import alike_ranks
 from disagg_train.schedule.graph import StageGraph
 from disagg_train.schedule.ops import Op, OpKind, Schedule
+from disagg_train.schedule.program import Program
 
 
 class Replay:
@@ -22,6 +23,7 @@ class Replay:
         self.schedule, self.graph = schedule, graph
         alike = alike_ranks(schedule, graph)
         self.ranks = sorted(set(alike))
+        self.programs = {rank: Program(schedule.ops[rank]) for rank in self.ranks}
         self.position = dict.fromkeys(self.ranks, 0)
         self.arrived: dict[Hashable, set[int]] = defaultdict(set)
         self.waiting: dict[Hashable, list[int]] = defaultdict(list)
@@ -46,7 +48,8 @@ class Replay:
         """
         runnable = deque(self.ranks)
         for rank in self.ranks:
-            list(self._post_first_receives(rank))
+            for op in self.programs[rank].first_receives:
+                list(self._post(rank, op))
         while runnable:
             rank = runnable.popleft()
             runnable.extend(self._advance(rank))
@@ -69,8 +72,8 @@ class Replay:
                 self.waiting[event].append(rank)
                 return
             self.position[rank] += 1
-            if op.kind.is_recv:
-                yield from self._post_next_receive(rank, op)
+            if following := self.programs[rank].next_receive.get(op):
+                yield from self._post(rank, following)
 
     def _arrive(self, rank: int, event: Hashable) -> Iterator[int]:
         if rank not in self.arrived[event]:
@@ -95,21 +98,6 @@ class Replay:
         if op.kind is OpKind.GRAD_SYNC and op.module in self.graph.tied:
             return (op.kind, self.graph.tied), self.tied
         return op, self.places[op.module]
-
-    def _post_first_receives(self, rank: int) -> Iterator[int]:
-        seen: set[tuple[OpKind, str]] = set()
-        for op in self.schedule.ops[rank]:
-            if op.kind.is_recv and (op.kind, op.boundary) not in seen:
-                seen.add((op.kind, op.boundary))
-                yield from self._post(rank, op)
-
-    def _post_next_receive(self, rank: int, done: Op) -> Iterator[int]:
-        later = self.schedule.ops[rank][self.position[rank] :]
-        following = next(
-            (op for op in later if (op.kind, op.boundary) == (done.kind, done.boundary)), None
-        )
-        if following is not None:
-            yield from self._post(rank, following)
 
     def _post(self, rank: int, op: Op) -> Iterator[int]:
         """Post a receive, unless the rank's own send of that exchange launches it."""

@@ -24,6 +24,7 @@ from disagg_train.schedule.alike import alike_ranks
 from disagg_train.schedule.costs import CostModel
 from disagg_train.schedule.graph import StageGraph
 from disagg_train.schedule.ops import MOST_SENDS, Op, OpKind, Schedule
+from disagg_train.schedule.program import Program
 from disagg_train.schedule.timeline import Slice, Timeline
 
 _MOST_NAMED = 6
@@ -121,6 +122,7 @@ class _Simulation:
     ) -> None:
         self._schedule, self._graph, self._costs = schedule, graph, costs
         self._ranks = sorted(set(alike))
+        self._programs = {rank: Program(schedule.ops[rank]) for rank in self._ranks}
         self._everyone = frozenset(self._ranks)
         self._members = {
             node.name: frozenset(alike[place] for place in node.places)
@@ -141,7 +143,6 @@ class _Simulation:
         self._meetings: dict[Hashable, _Meeting] = {}
         self._exchanges: dict[Hashable, _Exchange] = {}
         self._sent: dict[tuple[int, OpKind, str], deque[_Exchange]] = defaultdict(deque)
-        self._unposted: dict[tuple[int, OpKind, str], deque[Op]] = defaultdict(deque)
         self._slices: dict[int, list[Slice]] = {rank: [] for rank in self._ranks}
         self._runnable: deque[_Process] = deque()
         self._do: dict[OpKind, Callable[[int, Op, float], _Times]] = {
@@ -164,7 +165,8 @@ class _Simulation:
     def to_the_end(self) -> dict[int, list[Slice]]:
         """Run until nobody can move; return the slices of one rank of every kind."""
         for rank in self._ranks:
-            self._post_first_receives(rank)
+            for op in self._programs[rank].first_receives:
+                self._post(rank, op, self._costs.start_s)
             self._runnable.append(self._run(rank))
         while self._runnable:
             process = self._runnable.popleft()
@@ -188,8 +190,8 @@ class _Simulation:
         for op in self._schedule.ops[rank]:
             begin_s, now_s = yield from self._do[op.kind](rank, op, now_s)
             slices.append(Slice(op, begin_s, now_s))
-            if op.kind.is_recv:
-                self._post_next_receive(rank, op.kind, op.boundary, now_s)
+            if following := self._programs[rank].next_receive.get(op):
+                self._post(rank, following, now_s)
 
     # Compute, and the end of a step.
 
@@ -270,17 +272,8 @@ class _Simulation:
             self._exchanges[key] = _Exchange(senders, receivers, self._costs.transfer_s(op))
         return self._exchanges[key]
 
-    def _post_first_receives(self, rank: int) -> None:
-        for op in self._schedule.ops[rank]:
-            if op.kind.is_recv:
-                self._unposted[rank, op.kind, op.boundary].append(op)
-        for at, kind, boundary in list(self._unposted):
-            if at == rank:
-                self._post_next_receive(rank, kind, boundary, self._costs.start_s)
-
-    def _post_next_receive(self, rank: int, kind: OpKind, boundary: str, now_s: float) -> None:
+    def _post(self, rank: int, op: Op, now_s: float) -> None:
         """Post a receive, unless the rank's own send of that exchange will."""
-        if following := self._unposted[rank, kind, boundary]:
-            exchange = self._exchange(following.popleft())
-            if rank not in exchange.launches.members:
-                self._arrive(exchange.posts, rank, now_s)
+        exchange = self._exchange(op)
+        if rank not in exchange.launches.members:
+            self._arrive(exchange.posts, rank, now_s)
