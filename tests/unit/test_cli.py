@@ -35,10 +35,10 @@ def test_the_schema_knows_every_top_level_field(capsys: pytest.CaptureFixture[st
     assert schema["properties"]["fallback"]["description"]
 
 
-def test_check_prints_ranks_layouts_routes_and_ops(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_prints_ranks_layouts_routes_and_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", _JOB, "--set", "train.global_batch=8"]) == 0
     printed = capsys.readouterr().out
-    for word in ("ranks", "rows held", "rows needed", "routes", "optimizer_step"):
+    for word in ("ranks", "rows held", "rows needed", "routes", "F0 F1 B0 B1"):
         assert word in printed
 
 
