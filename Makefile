@@ -11,7 +11,7 @@ help:  ## list the targets
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(PYTHON) || python3.12 -m venv .venv
 	$(PYTHON) -m pip install --quiet uv
-	.venv/bin/uv pip install --quiet --python $(PYTHON) --constraint constraints.txt -e '.[demo,dev]'
+	.venv/bin/uv pip install --quiet --python $(PYTHON) --constraint constraints.txt -e '.[demo,hf,dev]'
 	touch $@
 
 demo: .venv/installed  ## train a small vision-language model on disjoint actor groups

@@ -3,7 +3,14 @@
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from disagg_train.errors import BoundaryError, Cause, DataError, PlanError, RankError
+from disagg_train.errors import (
+    BoundaryError,
+    Cause,
+    CheckpointError,
+    DataError,
+    PlanError,
+    RankError,
+)
 
 _QUICK_S = 2.0
 _LOST_CONTACT = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting")
@@ -14,12 +21,13 @@ def explain(
 ) -> Exception:
     """Return what happened to a rank, as one of our own errors.
 
-    A sample or a plan at fault is the user's to mend, so those errors pass as they are.
+    A sample, a plan or a checkpoint at fault is the user's to mend, so those errors pass as they
+    are.
     """
     if isinstance(error, RayActorError):
         return RankError(f"the actor died: {_last_line(error)}", group, rank, node, cause="died")
     cause = error.cause if isinstance(error, RayTaskError) else error
-    if isinstance(cause, DataError | PlanError):
+    if isinstance(cause, DataError | PlanError | CheckpointError):
         return cause
     message = f"{type(cause).__name__}: {cause}"
     return RankError(message, group, rank, node, _op_of(actor), _cause_of(cause))

@@ -13,7 +13,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from actors.failure import explain
 from disagg_train.engine.setup import RankSetup
 from disagg_train.errors import ClusterError, RankError, culprit
-from disagg_train.metrics.records import RankReport
+from disagg_train.metrics.records import BadSample, RankReport
 from disagg_train.planner.step_plan import StepPlan
 
 _BLAME_S = 4.0
@@ -46,6 +46,11 @@ class ActorGroup:
         """Start a training step on every rank."""
         plan_ref, upcoming_ref = ray.put(plan), ray.put(upcoming)
         return self._all([actor.train.remote(plan_ref, upcoming_ref) for actor in self.actors])
+
+    def probe(self, plan: StepPlan) -> "Future[Sequence[Sequence[BadSample]]]":
+        """Start loading a coming step's samples on every rank."""
+        plan_ref = ray.put(plan)
+        return self._all([actor.probe.remote(plan_ref) for actor in self.actors])
 
     def evaluate(self, plan: StepPlan) -> "Future[Sequence[RankReport]]":
         """Start an evaluation on every rank."""

@@ -11,8 +11,8 @@ from actors.group import ActorGroup
 from actors.rendezvous import RendezvousHost
 from actors.resources import capacity, rank_resources
 from disagg_train.config.job import JobConfig
-from disagg_train.driver.loop import await_all
 from disagg_train.driver.plans import job_schedules
+from disagg_train.driver.waiting import await_all
 from disagg_train.engine.setup import RankSetup
 
 _GOODBYE_S = 10.0

@@ -1,7 +1,8 @@
 """The Ray actor: a thin shell around one rank. Its constructor is cheap, ``setup`` is not.
 
 Steps run one after the other on the actor's own thread; health calls answer from
-the ``control`` concurrency group while that thread is blocked.
+the ``control`` concurrency group while that thread is blocked, and the samples of a coming
+step are loaded from the group ``inputs``.
 """
 
 import contextlib
@@ -16,14 +17,14 @@ from numpy.typing import NDArray
 
 from disagg_train.checkpoint.save import save_modules
 from disagg_train.engine.setup import RankSetup
-from disagg_train.metrics.records import RankReport
+from disagg_train.metrics.records import BadSample, RankReport
 from disagg_train.planner.step_plan import StepPlan
 
 if TYPE_CHECKING:
     from disagg_train.engine.rank import Rank
 
 
-@ray.remote(concurrency_groups={"control": 1}, max_restarts=0)
+@ray.remote(concurrency_groups={"control": 1, "inputs": 1}, max_restarts=0)
 class RankActor:
     """One rank of one group; it can be set up for one job after another.
 
@@ -66,6 +67,11 @@ class RankActor:
         """Run one training step."""
         with self._leaving_on_failure():
             return self._ready().train(plan, upcoming)
+
+    @ray.method(concurrency_group="inputs")
+    def probe(self, plan: StepPlan) -> tuple[BadSample, ...]:
+        """Load a coming step's samples while another one runs; return the bad ones."""
+        return self._ready().probe(plan)
 
     def evaluate(self, plan: StepPlan) -> RankReport:
         """Run one evaluation."""

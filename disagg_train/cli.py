@@ -9,12 +9,14 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from disagg_train.bench.commands import add_bench_commands
 from disagg_train.errors import DisaggTrainError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from disagg_train.config.job import JobConfig
+    from disagg_train.metrics.records import Evaluation
     from disagg_train.planner.step_plan import StepPlan
     from disagg_train.trainer import Trainer
 
@@ -26,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
     arguments = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _stop)
+    _find_modules_of_ones_own()
     command: Callable[[argparse.Namespace], int] = arguments.run
     try:
         return command(arguments)
@@ -35,6 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; all actors were ended", file=sys.stderr)
         return _INTERRUPTED
+
+
+def _find_modules_of_ones_own() -> None:
+    """Import what a job names from the folder that it is started in, as ranks do."""
+    if (folder := str(Path.cwd())) not in sys.path:
+        sys.path.append(folder)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
@@ -64,11 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", action="store_true", help="print the result as JSON only")
     verify.add_argument("--address", help="running Ray cluster, or `auto`; default: a local one")
 
+    _run_commands(commands)
     schema = commands.add_parser("schema", help="print the job file's JSON Schema")
     schema.set_defaults(run=_schema)
     doctor = commands.add_parser("doctor", help="say what this machine has and lacks")
     doctor.set_defaults(run=_doctor)
-    _bench_commands(commands.add_parser("bench", help="measure, and print JSON"))
+    add_bench_commands(commands.add_parser("bench", help="measure, and print JSON"))
     return parser
 
 
@@ -90,6 +100,45 @@ def _job_command(
     )
     command.set_defaults(run=run)
     return command
+
+
+def _run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the commands that take a finished run."""
+    evaluate = commands.add_parser("eval", help="score a run's model on held-out samples")
+    evaluate.add_argument("--json", action="store_true", help="print the result as JSON only")
+    evaluate.add_argument("--address", help="running Ray cluster, or `auto`; default: a local one")
+    evaluate.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="a.b.c=value",
+        help="override a field of the run's job, its layout for one; may be repeated",
+    )
+    evaluate.set_defaults(run=_eval)
+    export = commands.add_parser("export", help="write a run's model for transformers")
+    export.add_argument(
+        "--dtype",
+        choices=["original", "fp32", "bf16"],
+        default="original",
+        help="precision to write in; original: of the checkpoint that the run began with",
+    )
+    export.add_argument(
+        "--layout",
+        choices=["llava", "modules", "both"],
+        default="both",
+        help="OUT as a LLaVA, OUT/<module> for each module alone, or both",
+    )
+    export.add_argument(
+        "--image-token-id",
+        type=int,
+        metavar="ID",
+        help="id that stands where an image's tokens go; default: as the data was read",
+    )
+    export.set_defaults(run=_export)
+    for command in (evaluate, export):
+        command.add_argument("folder", metavar="RUN", help="output folder of a finished run")
+    export.add_argument("out", metavar="OUT", help="folder to make")
 
 
 def _simulate_command(simulate: argparse.ArgumentParser) -> None:
@@ -115,31 +164,6 @@ def _simulate_command(simulate: argparse.ArgumentParser) -> None:
     simulate.add_argument(
         "--trace", metavar="FILE", help="write the timeline as a Chrome trace, for Perfetto"
     )
-
-
-def _bench_commands(bench: argparse.ArgumentParser) -> None:
-    kinds = bench.add_subparsers(required=True, metavar="WHAT")
-    boundary = kinds.add_parser("boundary", help="ours, Megatron's bridge and raw messages")
-    boundary.add_argument("--src", default="tp=2,dp=1", help="layout of the source")
-    boundary.add_argument("--dst", default="tp=2,dp=1", help="layout of the destination")
-    boundary.add_argument("--tokens", type=int, default=4096)
-    boundary.add_argument("--hidden", type=int, default=1024)
-    boundary.add_argument("--rounds", type=int, default=20)
-    boundary.add_argument(
-        "--suite", action="store_true", help="measure the list of pairs, not --src and --dst"
-    )
-    boundary.add_argument("--output", help="also write the JSON to this file")
-    boundary.add_argument("--json", action="store_true", help="print JSON only")
-    boundary.set_defaults(run=_bench_boundary)
-    step = kinds.add_parser("step", help="the same op lists under Ray and without it")
-    step.add_argument("--blocks", type=int, default=20, help="alternating ABBA blocks")
-    step.add_argument(
-        "--pp",
-        action="store_true",
-        help="the LLM in two pipeline stages; alone, also against Megatron's 1F1B",
-    )
-    step.add_argument("--json", action="store_true", help="JSON is all that is ever printed")
-    step.set_defaults(run=_bench_step)
 
 
 def _console() -> "Console":
@@ -170,11 +194,51 @@ def _report(trainer: "Trainer", console: "Console") -> None:
         console.print(trainer.note)
     if trainer.evaluations:
         last = trainer.evaluations[-1]
-        console.print(f"held-out loss {last.loss:.3f}, accuracy per character {last.accuracy:.3f}")
-        for answer in last.answers[:8]:
-            mark = "[green]right[/]" if answer.predicted == answer.true else "[red]wrong[/]"
-            console.print(f"  predicted {answer.predicted:>14}   true {answer.true:>14}   {mark}")
+        _report_evaluation(last, console)
+    if trainer.bad.count:
+        listed = trainer.output / "bad_samples.jsonl"
+        console.print(f"{trainer.bad.count} bad samples were taken out; {listed} names them")
     console.print(f"metrics, trace, pictures and checkpoint are in {trainer.output}/")
+
+
+def _report_evaluation(evaluation: "Evaluation", console: "Console") -> None:
+    from rich.markup import escape
+
+    console.print(
+        f"held-out loss {evaluation.loss:.3f}, exact match {evaluation.exact_match:.3f}, "
+        f"token F1 {evaluation.token_f1:.3f}, accuracy per character {evaluation.accuracy:.3f}",
+        soft_wrap=True,
+    )
+    for answer in evaluation.answers[:8]:
+        mark = "[green]right[/]" if answer.predicted == answer.true else "[red]wrong[/]"
+        predicted, true = (escape(" ".join(t.split())) for t in (answer.predicted, answer.true))
+        console.print(f"  predicted {predicted:>14}   true {true:>14}   {mark}")
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from disagg_train.trainer import Trainer
+
+    with Trainer.of_run(arguments.folder, arguments.overrides, arguments.address) as trainer:
+        evaluation = trainer.evaluate()
+    if arguments.json:
+        print(json.dumps(evaluation.as_dict()))
+    else:
+        _report_evaluation(evaluation, _console())
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from disagg_train.export import export
+
+    notes = export(
+        Path(arguments.folder),
+        Path(arguments.out),
+        arguments.dtype,
+        arguments.layout,
+        arguments.image_token_id,
+    )
+    print("\n".join([*notes, f"written to {arguments.out}/"]))
+    return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -217,13 +281,12 @@ def _first_step(arguments: argparse.Namespace) -> "tuple[JobConfig, StepPlan]":
     """Return the job, and the plan of its first training step."""
     from disagg_train.config.load import load_job
     from disagg_train.data.index import checked_sizes
-    from disagg_train.data.sampler import batches
     from disagg_train.data.source import open_source
-    from disagg_train.driver.plans import training_plans
+    from disagg_train.driver.plans import training_batches, training_plans
 
     job = load_job(arguments.job, arguments.overrides)
     sizes = checked_sizes(open_source(job), job, "train")
-    return job, next(training_plans(job, batches(sizes, job.seed, job.train.global_batch)))
+    return job, next(training_plans(job, training_batches(job, sizes)))
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -257,53 +320,6 @@ def _doctor(arguments: argparse.Namespace) -> int:
         )
         sick += bool(finding.fix)
     return 1 if sick else 0
-
-
-def _bench_boundary(arguments: argparse.Namespace) -> int:
-    from disagg_train.bench.boundary import parse_layout, run_boundary
-
-    if arguments.suite:
-        return _bench_boundary_suite(arguments)
-    source, destination = parse_layout(arguments.src), parse_layout(arguments.dst)
-    sizes = arguments.tokens, arguments.hidden, arguments.rounds
-    text = json.dumps(run_boundary(source, destination, *sizes).as_dict())
-    print(text)
-    _write(text, arguments.output)
-    return 0
-
-
-def _bench_boundary_suite(arguments: argparse.Namespace) -> int:
-    from disagg_train.bench.boundary_suite import refusals, run_suite, suite_table, table_row
-
-    console, table, results = _console(), suite_table(), []
-    for result in run_suite(arguments.tokens, arguments.hidden, arguments.rounds):
-        results.append(result)
-        table.add_row(*table_row(result))
-        text = json.dumps([each.as_dict() for each in results])
-        _write(text, arguments.output)
-        if not arguments.json:
-            console.print(f"measured {result.source} -> {result.destination}", style="dim")
-    if arguments.json:
-        print(text)
-    else:
-        console.print(table, *refusals(results), sep="\n", markup=False)
-    return 0
-
-
-def _write(text: str, path: str | None) -> None:
-    if path:
-        Path(path).write_text(text + "\n")
-
-
-def _bench_step(arguments: argparse.Namespace) -> int:
-    from disagg_train.bench.jobs import disjoint_job
-    from disagg_train.bench.pipeline import run_pipeline
-    from disagg_train.bench.step import run_step
-
-    blocks = arguments.blocks
-    result = run_pipeline(blocks) if arguments.pp else run_step(disjoint_job(), blocks)
-    print(json.dumps(result.as_dict()))
-    return 0
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ def examine() -> Iterator[Finding]:
     yield from _gpus()
     yield _extra("cupy", "NCCL boundaries between GPU groups", "pip install 'disagg_train[cu13]'")
     yield _extra("transformer_engine", "GPU layers", "pip install 'disagg_train[cu13]'")
+    yield _extra("transformers", "pretrained models, `chat` data", "pip install 'disagg_train[hf]'")
     yield _extra("sklearn", "the data set `digits`", "pip install 'disagg_train[demo]'")
     yield _nccl()
     yield _ray_address()

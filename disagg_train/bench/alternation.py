@@ -76,12 +76,24 @@ def alternate(ours: Contestant, other: Contestant, blocks: int) -> Paired:
     for contestant in (ours, other):
         contestant.run(STEPS_PER_RUN)
     _check_same(ours, other)
+    paired = _measure(ours, other, blocks)
+    _check_same(ours, other)
+    return paired
+
+
+def measure(ours: Contestant, other: Contestant, blocks: int) -> Paired:
+    """Let both warm up, then measure; whether they train the same is not looked at."""
+    for contestant in (ours, other):
+        contestant.run(STEPS_PER_RUN)
+    return _measure(ours, other, blocks)
+
+
+def _measure(ours: Contestant, other: Contestant, blocks: int) -> Paired:
     samples_s: dict[str, list[float]] = {ours.name: [], other.name: []}
     for block in range(blocks):
         outer, inner = (ours, other) if block % 2 == 0 else (other, ours)
         for contestant in (outer, inner, inner, outer):
             samples_s[contestant.name].append(contestant.run(STEPS_PER_RUN))
-    _check_same(ours, other)
     return _paired(samples_s[ours.name], samples_s[other.name], samples_s)
 
 

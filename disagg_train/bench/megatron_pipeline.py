@@ -31,6 +31,7 @@ from disagg_train.device import choose_device
 from disagg_train.engine.batches import LanguageBatches
 from disagg_train.engine.inputs import InputLoader
 from disagg_train.engine.optimizer import build_adam, wrap
+from disagg_train.engine.samples import SampleLoader
 from disagg_train.engine.setup import RankSetup
 from disagg_train.metrics.records import RankReport
 from disagg_train.modules import cpu
@@ -145,8 +146,9 @@ def _finalize(*args: Any, **kwargs: Any) -> None:
 
 def _open_loader(job: JobConfig, rank: int) -> InputLoader:
     cpu_device = torch.device("cpu")
-    maker = LanguageBatches(module_side(job, LANGUAGE), rank, {}, open_source(job), cpu_device)
-    return InputLoader({LANGUAGE: maker}, {}, rank)
+    samples = SampleLoader(open_source(job), [(LANGUAGE, 0)], {}, job.data.workers)
+    maker = LanguageBatches(module_side(job, LANGUAGE), rank, {}, samples, cpu_device)
+    return InputLoader(samples, {LANGUAGE: maker}, {}, rank)
 
 
 def _common_length(batches: tuple[Any, ...]) -> int:

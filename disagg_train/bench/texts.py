@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from disagg_train.data.source import IGNORE, ImageGeometry, Sample, Split
+from disagg_train.data.image_processors import ImageGeometry
+from disagg_train.data.source import IGNORE, Sample, Split
 from disagg_train.planner.step_plan import SampleSize
 
 

@@ -12,9 +12,8 @@ from typing import Protocol
 from disagg_train.bench.processes import Processes
 from disagg_train.config.job import JobConfig
 from disagg_train.data.index import checked_sizes
-from disagg_train.data.sampler import batches
 from disagg_train.data.source import open_source
-from disagg_train.driver.plans import job_schedules, training_plans
+from disagg_train.driver.plans import job_schedules, training_batches, training_plans
 from disagg_train.engine.setup import RankSetup, Rendezvous
 from disagg_train.metrics.records import RankReport
 from disagg_train.planner.step_plan import StepPlan
@@ -23,7 +22,7 @@ from disagg_train.planner.step_plan import StepPlan
 def job_plans(job: JobConfig) -> Iterator[StepPlan]:
     """Return the job's step plans; the same wherever they are made."""
     sizes = checked_sizes(open_source(job), job, "train")
-    return training_plans(job, batches(sizes, job.seed, job.train.global_batch))
+    return training_plans(job, training_batches(job, sizes))
 
 
 class TrainsPlans(Protocol):

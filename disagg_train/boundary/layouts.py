@@ -23,6 +23,8 @@ class Side:
         packed: whether sequences lie one after the other, or are padded to one length.
         equal_lanes: whether all dp ranks have equally many rows, as experts need.
         vpp: stages per pipeline rank; stage k sits on the pp rank ``k % pp``.
+        extra_tokens: of an encoder, tokens at the end of every input that belong to no layout:
+            class tokens.
     """
 
     module: str
@@ -32,6 +34,7 @@ class Side:
     packed: bool = True
     equal_lanes: bool = False
     vpp: int = 1
+    extra_tokens: int = 0
 
     @property
     def num_stages(self) -> int:
@@ -97,7 +100,11 @@ def source_streams(plan: StepPlan, side: Side, microbatch: int) -> tuple[Stream,
     """Return the encoder's streams of projector output: one sequence per input (image)."""
     return side.streams(
         [
-            [slot.count for i in lane for slot in plan.samples[i].slots.get(side.module, ())]
+            [
+                slot.count + side.extra_tokens
+                for i in lane
+                for slot in plan.samples[i].slots.get(side.module, ())
+            ]
             for lane in plan.assignment[side.module][microbatch]
         ]
     )

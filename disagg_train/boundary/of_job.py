@@ -3,7 +3,7 @@
 from disagg_train.boundary.layouts import Side
 from disagg_train.boundary.step_exchanges import Boundary, RankEdge, StageLink
 from disagg_train.config.job import LANGUAGE, JobConfig
-from disagg_train.config.modules import GptModule, VitModule
+from disagg_train.config.modules import EncoderModule, GptModule, TransformerModule
 from disagg_train.schedule.graph import Edge, StageGraph, StageNode
 from disagg_train.topology.grid import Grid
 from disagg_train.topology.placement import Placement
@@ -34,7 +34,12 @@ def module_side(job: JobConfig, name: str) -> Side:
         packed=module.packed if isinstance(module, GptModule) else True,
         equal_lanes=module.parallel.ep > 1,
         vpp=module.parallel.vpp,
+        extra_tokens=_class_tokens(module),
     )
+
+
+def _class_tokens(module: EncoderModule | GptModule) -> int:
+    return module.model.num_class_tokens if isinstance(module, TransformerModule) else 0
 
 
 def job_edges(job: JobConfig) -> dict[str, RankEdge]:
@@ -42,7 +47,7 @@ def job_edges(job: JobConfig) -> dict[str, RankEdge]:
     edges: list[RankEdge] = []
     for name, module in job.modules.items():
         side = module_side(job, name)
-        merge = module.projector.merge if isinstance(module, VitModule) else None
+        merge = module.projector.merge if isinstance(module, EncoderModule) else None
         edges += [StageLink(side, stage, merge) for stage in range(side.num_stages - 1)]
         if name != LANGUAGE:
             boundary = f"{name}->{LANGUAGE}"
@@ -80,8 +85,8 @@ def _tied_stages(job: JobConfig) -> tuple[str, ...]:
     return (side.stage_name(0), side.stage_name(-1)) if ties and side.num_stages > 1 else ()
 
 
-def _trains(module: VitModule | GptModule, stage: int) -> bool:
+def _trains(module: EncoderModule | GptModule, stage: int) -> bool:
     """Whether any weight of a stage is trained; the projector is on an encoder's last one."""
-    if isinstance(module, VitModule) and stage < module.parallel.pp - 1:
-        return not module.freeze
+    if isinstance(module, EncoderModule) and stage < module.parallel.pp - 1:
+        return not module.freezes_all
     return module.trainable

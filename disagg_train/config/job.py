@@ -13,8 +13,10 @@ from pydantic import (
 )
 
 from disagg_train.config.base import Config, divisors
-from disagg_train.config.modules import AnyModule, GptModule, VitModule
+from disagg_train.config.modules import AnyModule, EncoderModule, GptModule, TransformerModule
 from disagg_train.errors import ConfigError
+
+Precision = Literal["fp32", "bf16", "fp16"]
 
 LANGUAGE = "language"
 """Name of the module that is the LLM."""
@@ -37,6 +39,13 @@ class DataConfig(Config):
     """`digits`, or the import path of a source of one's own, as `package.module:Class`."""
     options: dict[str, Any] = {}
     """Keyword arguments of the source."""
+    on_bad_sample: Literal["fail", "skip"] = "fail"
+    """What a sample that cannot be used does (a truncated image, a file gone, too many tokens):
+    end the run with its id and the reason, or be taken out before its step, counted and listed."""
+    max_bad_samples: NonNegativeInt = 100
+    """With `skip`: more bad samples than this end the run."""
+    workers: PositiveInt = 2
+    """Threads on which a rank decodes the next step's samples."""
 
 
 class OptimizerConfig(Config):
@@ -58,6 +67,16 @@ class OptimizerConfig(Config):
     """Adam's epsilon."""
 
 
+class LossScaleConfig(Config):
+    """What the loss is multiplied with, so that gradients do not vanish in fp16."""
+
+    initial: PositiveFloat = 1024.0
+    """Scale of the first step, of the loss summed over tokens; halved whenever a gradient is
+    not finite, and all modules then skip the step."""
+    growth_interval: PositiveInt = 1000
+    """Steps without a skip after which the scale doubles."""
+
+
 class EvaluationConfig(Config):
     """Held-out evaluation during and after training."""
 
@@ -76,6 +95,9 @@ class TrainConfig(Config):
     """Samples per step, over all replicas."""
     microbatches: PositiveInt = 1
     """Parts that the global batch passes through the modules in."""
+    tokens_per_microbatch: PositiveInt | None = None
+    """Most positions, padding included, of the LLM's stream in a microbatch of a dp rank. A step
+    then takes as many samples as fit, `global_batch` at most; no limit where not given."""
     window: PositiveInt | None = None
     """Microbatches per window of encoders colocated with the LLM; all where not given."""
     deferral_span: NonNegativeInt = 0
@@ -85,8 +107,11 @@ class TrainConfig(Config):
     """Order of the LLM's forwards and backwards: `1f1b` (interleaved where `parallel.vpp` says
     so), `zero_bubble` (split backward), `gpipe` (all forwards first), or the path of a schedule
     of one's own, a file as runs leave it: `schedule.yaml`."""
-    precision: Literal["fp32"] = "fp32"
-    """Arithmetic of weights and activations. Only fp32 for now."""
+    precision: Precision = "fp32"
+    """Arithmetic of activations and of the weights that they meet. With bf16 and fp16 the
+    optimizer keeps weights, and gradients are summed, in fp32."""
+    loss_scale: LossScaleConfig = LossScaleConfig()
+    """With fp16: one scale for all modules."""
     optimizer: OptimizerConfig
     """How weights change."""
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -137,6 +162,9 @@ class JobConfig(Config):
     """Where samples come from."""
     train: TrainConfig
     """The training loop."""
+    start_from: str | None = None
+    """Output folder of an earlier run. Weights that its checkpoint holds under the same names go
+    before drawn and `pretrained` ones; modules that it lacks keep these."""
     output: str = "runs/default"
     """Folder of metrics, traces and checkpoints."""
     fallback: Literal["colocated"] | None = None
@@ -156,9 +184,9 @@ class JobConfig(Config):
         return module
 
     @property
-    def encoders(self) -> dict[str, VitModule]:
+    def encoders(self) -> dict[str, EncoderModule]:
         """All modules but the LLM, by name."""
-        return {n: m for n, m in self.modules.items() if isinstance(m, VitModule)}
+        return {n: m for n, m in self.modules.items() if isinstance(m, EncoderModule)}
 
     @property
     def num_ranks(self) -> int:
@@ -172,11 +200,11 @@ class JobConfig(Config):
                 f"modules {sorted(self.modules)} have no `{LANGUAGE}`; name the LLM `{LANGUAGE}`"
             )
         for name, module in self.modules.items():
-            wanted = "gpt" if name == LANGUAGE else "vit"
-            if module.kind != wanted:
+            if isinstance(module, GptModule) != (name == LANGUAGE):
+                wanted = "gpt" if name == LANGUAGE else "vit"
                 raise ConfigError(
                     f"modules.{name}.kind is {module.kind!r}; the module `{LANGUAGE}` is a gpt "
-                    f"and every other module an encoder, so use {wanted!r}"
+                    f"and every other module an encoder, use {wanted!r}"
                 )
         return self
 
@@ -210,6 +238,8 @@ class JobConfig(Config):
         for name, module in self.modules.items():
             self._degrees_fit(name)
             self._experts_fit(name)
+            if not isinstance(module, TransformerModule | GptModule):
+                continue
             tp = module.parallel.tp
             rules = {"num_attention_heads": module.model.num_attention_heads}
             rules["ffn_hidden_size"] = module.model.ffn_size
@@ -224,15 +254,15 @@ class JobConfig(Config):
                         f"modules.{name}: tp={tp} does not divide {field}={size}; "
                         f"use tp one of {divisors(size)[:12]}"
                     )
-            self._stages_fit(name)
+            self._stages_fit(name, module.model.num_layers_run)
         return self
 
-    def _stages_fit(self, name: str) -> None:
-        parallel, layers = self.modules[name].parallel, self.modules[name].model.num_layers
+    def _stages_fit(self, name: str, layers: int) -> None:
+        parallel = self.modules[name].parallel
         if layers % (parallel.pp * parallel.vpp):
             stages = f"pp={parallel.pp}" + (f" * vpp={parallel.vpp}" if parallel.vpp > 1 else "")
             raise ConfigError(
-                f"modules.{name}: {stages} does not divide num_layers={layers}; "
+                f"modules.{name}: {stages} does not divide its {layers} layers; "
                 f"use pp one of {divisors(layers)[:12]}"
             )
         if parallel.vpp > 1 and (name != LANGUAGE or parallel.pp == 1):
@@ -240,6 +270,15 @@ class JobConfig(Config):
                 f"modules.{name}: vpp={parallel.vpp}, but only the LLM's pipelines are "
                 f"interleaved, and only with pp > 1; use vpp: 1"
             )
+
+    @model_validator(mode="after")
+    def _a_budget_is_of_packed_tokens(self) -> Self:
+        if self.train.tokens_per_microbatch is not None and not self.language.packed:
+            raise ConfigError(
+                f"train.tokens_per_microbatch={self.train.tokens_per_microbatch} is a budget of "
+                f"packed samples; set modules.{LANGUAGE}.packed: true"
+            )
+        return self
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Self:

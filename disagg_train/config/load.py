@@ -9,13 +9,15 @@ import yaml
 from pydantic import ValidationError
 
 from disagg_train.config.job import JobConfig
+from disagg_train.config.paths import with_absolute_paths
+from disagg_train.config.pretrained import fill_pretrained
 from disagg_train.errors import ConfigError
 
 
 def load_job(
     source: str | Path | Mapping[str, Any] | JobConfig, overrides: Sequence[str] = ()
 ) -> JobConfig:
-    """Return the validated job.
+    """Return the validated job, with the sizes that `pretrained` checkpoints decide.
 
     Args:
         source: path of a YAML file, its parsed content, or a job.
@@ -28,6 +30,9 @@ def load_job(
     content = _content(source)
     for override in overrides:
         _override(content, override)
+    fill_pretrained(content.get("modules"))
+    if "data" in content:
+        content["data"] = with_absolute_paths(content["data"])
     try:
         return JobConfig.model_validate(content)
     except ValidationError as error:

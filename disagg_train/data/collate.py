@@ -11,29 +11,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from disagg_train.data.source import IGNORE, Sample
+from disagg_train.data.tokens import InputTokens, Ints
+from disagg_train.errors import DataError
 from disagg_train.topology.stream import Stream
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class PackedImages:
-    """Patches of several images in one sequence; P positions, X values per patch.
+class PackedInputs:
+    """Tokens of several inputs of an encoder in one sequence; P positions, X values per token.
 
     Args:
-        patches_PX: flattened patches, column by column within an image; 0 in the padding.
-        rows_P: patch row of each patch in its image.
+        values_PX: what each token is made of; 0 in the padding, as all else.
+        rows_P: patch row of each in its image, or its number in its recording.
         columns_P: patch column.
+        inputs_P: number of the input that it is of.
+        grids: rows and columns of each input.
     """
 
-    patches_PX: NDArray[np.float32]
+    values_PX: NDArray[np.float32]
     rows_P: Ints
     columns_P: Ints
+    inputs_P: Ints
+    grids: tuple[tuple[int, int], ...]
 
-    def at(self, positions_P: Ints) -> "PackedImages":
-        """Return the patches at some positions."""
-        return PackedImages(
-            self.patches_PX[positions_P], self.rows_P[positions_P], self.columns_P[positions_P]
+    def at(self, positions_P: Ints) -> "PackedInputs":
+        """Return the tokens at some positions."""
+        return PackedInputs(
+            self.values_PX[positions_P],
+            self.rows_P[positions_P],
+            self.columns_P[positions_P],
+            self.inputs_P[positions_P],
+            self.grids,
         )
 
 
@@ -57,7 +65,7 @@ def context_positions(stream: Stream, unit: int = 1) -> Ints:
 
     Args:
         stream: of tokens.
-        unit: positions per token; an encoder's patches before they are merged.
+        unit: positions per token; an encoder's tokens before they are merged.
     """
     ranks = [
         [np.arange(start * unit, stop * unit) for start, stop in stream.context_intervals(cp_rank)]
@@ -66,38 +74,62 @@ def context_positions(stream: Stream, unit: int = 1) -> Ints:
     return np.stack([np.concatenate([*parts, np.zeros(0, np.int64)]) for parts in ranks])
 
 
-def pack_images(
-    images: Sequence[NDArray[np.float32]], patch_size: int, merge: int, stream: Stream
-) -> PackedImages:
-    """Lay images out over a stream.
+def token_numbers(stream: Stream, merge: int) -> Ints:
+    """Return which of all inputs' tokens, one input after the other, each cp rank holds.
 
     Args:
-        images: ``[height, width, channels]`` each, one per sequence of the stream.
-        patch_size: side of a patch in pixels.
-        merge: patches per token of the stream.
         stream: of projector output tokens.
+        merge: encoder tokens per token of the stream.
+
+    Returns:
+        ``[cp, P]``; -1 where a row is padding.
+    """
+    numbers = np.full(stream.num_positions * merge, -1)
+    first = 0
+    for start, length in zip(stream.starts, stream.lengths, strict=False):
+        count = length * merge
+        numbers[start * merge : start * merge + count] = np.arange(first, first + count)
+        first += count
+    mine: Ints = numbers[context_positions(stream, merge)]
+    return mine
+
+
+def pack_inputs(
+    inputs: Sequence[InputTokens], values_per_token: int, merge: int, stream: Stream
+) -> PackedInputs:
+    """Lay an encoder's inputs out over a stream.
+
+    Args:
+        inputs: one per sequence of the stream.
+        values_per_token: X.
+        merge: encoder tokens per token of the stream.
+        stream: of projector output tokens.
+
+    Raises:
+        DataError: an input has other tokens than the index says.
     """
     length = stream.num_positions * merge
-    values = patch_size**2 * images[0].shape[2]
-    packed = PackedImages(
-        np.zeros((length, values), np.float32),
+    packed = PackedInputs(
+        np.zeros((length, values_per_token), np.float32),
         np.zeros(length, np.int64),
         np.zeros(length, np.int64),
+        np.zeros(length, np.int64),
+        tuple(each.grid for each in inputs),
     )
-    for image, start in zip(images, stream.starts, strict=False):
-        patches, rows, columns = _patches(image, patch_size)
-        at = slice(start * merge, start * merge + len(patches))
-        packed.patches_PX[at], packed.rows_P[at], packed.columns_P[at] = patches, rows, columns
+    for number, (each, start) in enumerate(zip(inputs, stream.starts, strict=False)):
+        _check_input(each, values_per_token, stream.lengths[number] * merge)
+        at = slice(start * merge, start * merge + len(each))
+        packed.values_PX[at], packed.inputs_P[at] = each.values_TX, number
+        packed.rows_P[at], packed.columns_P[at] = each.rows_T, each.columns_T
     return packed
 
 
-def _patches(image: NDArray[np.float32], side: int) -> tuple[NDArray[np.float32], Ints, Ints]:
-    """Cut an image into patches, column by column: strips then read in writing order."""
-    height, width, channels = image.shape
-    rows, columns = height // side, width // side
-    grid = image.reshape(rows, side, columns, side, channels)
-    patches = grid.transpose(2, 0, 1, 3, 4).reshape(rows * columns, side * side * channels)
-    return patches, np.tile(np.arange(rows), columns), np.repeat(np.arange(columns), rows)
+def _check_input(found: InputTokens, values_per_token: int, num_tokens: int) -> None:
+    if found.values_TX.shape != (num_tokens, values_per_token):
+        raise DataError(
+            f"an input makes {len(found)} tokens of {found.values_TX.shape[1]} values where its "
+            f"index and the encoder say {num_tokens} of {values_per_token}; rebuild the index"
+        )
 
 
 def pack_text(samples: Sequence[Sample], stream: Stream) -> PackedText:

@@ -14,7 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from disagg_train.data import byte_tokenizer as tokenizer
-from disagg_train.data.source import IGNORE, ImageGeometry, Sample, Split
+from disagg_train.data.image_processors import ImageGeometry
+from disagg_train.data.own_encoders import OwnProcessor
+from disagg_train.data.processors import Processor
+from disagg_train.data.source import IGNORE, Sample, Split
 from disagg_train.errors import ConfigError, DataError
 from disagg_train.planner.step_plan import SampleSize, Slot
 
@@ -28,7 +31,8 @@ class DigitsSource:
     """Strips of scanned digits, drawn by (seed, key).
 
     Args:
-        encoders: geometry of each encoder; one of them sees the strips.
+        encoders: processors by encoder; one of them, a ViT's or one of your own, sees the
+            strips.
         seed: of the drawing.
         samples: number of training samples.
         evaluation_samples: number of held-out samples.
@@ -39,7 +43,7 @@ class DigitsSource:
 
     def __init__(
         self,
-        encoders: Mapping[str, ImageGeometry],
+        encoders: Mapping[str, Processor],
         seed: int = 0,
         samples: int = 16_384,
         evaluation_samples: int = 256,
@@ -51,7 +55,13 @@ class DigitsSource:
         if encoders and names[0] not in encoders:
             raise ConfigError(f"data.options.encoder: {encoder!r} is none of {sorted(encoders)}")
         self.encoder = names[0] if encoders else ""
-        self.geometry = encoders.get(self.encoder)
+        geometry = encoders.get(self.encoder)
+        if geometry is not None and not isinstance(geometry, ImageGeometry | OwnProcessor):
+            raise ConfigError(
+                f"data.kind: `digits` has strips of many sizes, which only an encoder of kind "
+                f"`vit` or one of your own takes; modules.{self.encoder} is none"
+            )
+        self.geometry = geometry
         self.seed, self.max_digits, self.text_only = seed, max_digits, text_only
         self.num_train, self.num_evaluation = samples, evaluation_samples
         self._scans: dict[Split, tuple[NDArray[np.float32], NDArray[np.int64]]] = {}

@@ -4,25 +4,70 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from disagg_train.config.job import JobConfig
+from disagg_train.data.sizes import SizeTable
 from disagg_train.data.source import DataSource, Sample, Split
 from disagg_train.errors import DataError
+from disagg_train.metrics.records import BadSample
+from disagg_train.planner.balance import TokenBudget, token_budget
 from disagg_train.planner.step_plan import SampleSize
 
 
 def checked_sizes(source: DataSource, job: JobConfig, split: Split) -> Sequence[SampleSize]:
-    """Return the sizes of a split.
+    """Return the sizes of a split, without the samples that the job's policy takes out.
 
     Raises:
         DataError: the split is empty, or a sample's sizes contradict the job.
     """
-    sizes = source.sizes(split)
-    if not sizes:
+    return usable_sizes(source, job, split)[0]
+
+
+def usable_sizes(
+    source: DataSource, job: JobConfig, split: Split
+) -> tuple[Sequence[SampleSize], tuple[BadSample, ...]]:
+    """Return the sizes of a split, and what ``data.on_bad_sample: skip`` takes out of it.
+
+    Raises:
+        DataError: no sample is left, or one contradicts the job and the policy is to fail.
+    """
+    sizes, bad = source.sizes(split), []
+    budget = token_budget(job)
+    for size in _suspects(sizes, job, budget):
+        try:
+            _check(size, job)
+            _check_length(size, budget)
+        except DataError as error:
+            if job.data.on_bad_sample == "fail":
+                raise
+            bad.append(BadSample(size.key, str(error)))
+    if len(bad) == len(sizes):
+        reason = f": {bad[0].reason}" if bad else "; check data.options"
+        raise DataError(f"the data set {job.data.kind!r} has no {split} samples{reason}")
+    if bad:
+        taken_out = {each.key for each in bad}
+        if isinstance(sizes, SizeTable):
+            return sizes.without(taken_out), tuple(bad)
+        sizes = [size for size in sizes if size.key not in taken_out]
+    return sizes, tuple(bad)
+
+
+def _suspects(
+    sizes: Sequence[SampleSize], job: JobConfig, budget: TokenBudget | None
+) -> Sequence[SampleSize]:
+    """Return the samples to look at: of a table those that may break a rule, else all."""
+    if not isinstance(sizes, SizeTable):
+        return sizes
+    room = budget.room - budget.cut.chunks if budget is not None else None
+    unknown = [n for n, name in enumerate(sizes.encoders) if name not in job.encoders]
+    return [sizes[row] for row in sizes.suspects(unknown, room)]
+
+
+def _check_length(size: SampleSize, budget: TokenBudget | None) -> None:
+    if budget is not None and budget.padded(size) > budget.room:
         raise DataError(
-            f"the data set {job.data.kind!r} has no {split} samples; check data.options"
+            f"sample {size.key} has {size.sequence_tokens} tokens, which do not fit into "
+            f"train.tokens_per_microbatch={budget.tokens}; cut it, raise that, or set "
+            f"data.on_bad_sample: skip"
         )
-    for size in sizes:
-        _check(size, job)
-    return sizes
 
 
 def _check(size: SampleSize, job: JobConfig) -> None:
@@ -84,7 +129,7 @@ def check_sample(sample: Sample, size: SampleSize) -> None:
             f"{size.target_tokens}; rebuild the index"
         )
     for encoder, inputs in size.input_tokens.items():
-        images = len(sample.images.get(encoder, ()))
+        images = len(sample.inputs.get(encoder, ()))
         if images != len(inputs):
             raise DataError(
                 f"sample {sample.key} has {images} images for {encoder!r} where its index says "

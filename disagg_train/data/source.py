@@ -1,56 +1,44 @@
 """What a data set is to the trainer: sizes known up front, samples loaded by id on a rank."""
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from disagg_train.config.job import JobConfig
-from disagg_train.errors import ConfigError, DataError
+from disagg_train.config.modules import (
+    ClipModule,
+    CustomModule,
+    EncoderModule,
+    Siglip2Module,
+    SiglipModule,
+    VitModule,
+    WhisperModule,
+)
+from disagg_train.config.pretrained import checkpoint_folder
+from disagg_train.data.audio_processors import WhisperFrames
+from disagg_train.data.image_processors import (
+    PROCESSOR_FILES,
+    ImageGeometry,
+    NaflexImages,
+    SquareImages,
+)
+from disagg_train.data.own_encoders import OwnProcessor
+from disagg_train.data.processors import Processor
+from disagg_train.errors import ConfigError
 from disagg_train.planner.step_plan import SampleSize
 
 Split = Literal["train", "evaluation"]
 IGNORE = -1
 """Label of a position without a loss."""
-
-
-@dataclass(frozen=True)
-class ImageGeometry:
-    """How many tokens an encoder makes of an image, from its size alone.
-
-    Args:
-        patch_size: side of a patch in pixels.
-        merge: consecutive patches that the projector joins into one token.
-    """
-
-    patch_size: int
-    merge: int
-
-    def num_patches(self, height: int, width: int) -> int:
-        """Return the patches of an image.
-
-        Raises:
-            DataError: the sides are no multiples of the patch, or the patches of ``merge``.
-        """
-        if height % self.patch_size or width % self.patch_size:
-            raise DataError(
-                f"an image of {height} x {width} pixels does not divide into patches of "
-                f"{self.patch_size}; resize or pad it"
-            )
-        patches = (height // self.patch_size) * (width // self.patch_size)
-        if patches % self.merge:
-            raise DataError(
-                f"an image of {height} x {width} pixels has {patches} patches, which do not "
-                f"merge by {self.merge}; resize it or change the projector's `merge`"
-            )
-        return patches
-
-    def num_tokens(self, height: int, width: int) -> int:
-        """Return the tokens that reach the LLM."""
-        return self.num_patches(height, width) // self.merge
+_KINDS = {
+    "digits": "disagg_train.data.digits:DigitsSource",
+    "chat": "disagg_train.data.chat.source:ChatSource",
+}
 
 
 @dataclass(frozen=True)
@@ -61,28 +49,49 @@ class Sample:
         key: its id.
         token_ids_S: the fused sequence, ``[S]``; placeholders hold any valid id.
         labels_S: the token that follows each position, ``IGNORE`` where there is no loss.
-        images: per encoder, its images ``[height, width, channels]`` in order of their slots.
+        inputs: per encoder, its inputs in order of their slots: images ``[height, width,
+            channels]`` or frames ``[frames, values]``, prepared as the encoder takes them.
         answer_start: position of the first token to be generated in an evaluation.
     """
 
     key: int
     token_ids_S: NDArray[np.int64]
     labels_S: NDArray[np.int64]
-    images: Mapping[str, Sequence[NDArray[np.float32]]] = field(default_factory=dict)
+    inputs: Mapping[str, Sequence[NDArray[np.float32]]] = field(default_factory=dict)
     answer_start: int = 0
 
 
 class DataSource(Protocol):
-    """A data set. Construction and ``sizes`` must be cheap; ``load`` runs on the ranks."""
+    """A data set. Construction and ``sizes`` must be cheap; ``load`` runs on the ranks.
+
+    It is made with the processors of all encoders by name, the keyword ``seed``, and
+    ``data.options``. ``load`` is called on several threads at once.
+    """
 
     def sizes(self, split: Split) -> Sequence[SampleSize]:
         """Return the sizes of all samples of a split; keys are unique over both splits."""
 
     def load(self, key: int) -> Sample:
-        """Return one sample; the same key gives the same sample on every rank."""
+        """Return one sample; the same key gives the same sample on every rank.
+
+        Raises:
+            DataError: it cannot be used.
+        """
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Return generated tokens as text, up to the end of the answer."""
+
+
+def load_part(source: DataSource, key: int, encoders: Collection[str]) -> Sample:
+    """Return a sample with the inputs of some encoders, and no others if that saves work.
+
+    A source may have a method ``load_part(key, encoders)``; others load the whole sample.
+
+    Raises:
+        DataError: it cannot be used.
+    """
+    load: Callable[[int, Collection[str]], Sample] | None = getattr(source, "load_part", None)
+    return source.load(key) if load is None else load(key, encoders)
 
 
 def open_source(job: JobConfig) -> DataSource:
@@ -91,21 +100,57 @@ def open_source(job: JobConfig) -> DataSource:
     Raises:
         ConfigError: there is no such source, or it does not take the given options.
     """
-    kind = job.data.kind
-    path = {"digits": "disagg_train.data.digits:DigitsSource"}.get(kind, kind)
+    kind, options = job.data.kind, dict(job.data.options)
+    if kind == "chat":
+        options["on_bad_sample"] = job.data.on_bad_sample
+        options.setdefault("tokenizer", job.language.pretrained)
+    path = _KINDS.get(kind, kind)
     module_name, colon, class_name = path.partition(":")
     if not colon:
-        raise ConfigError(f"data.kind: {kind!r} is neither `digits` nor `package.module:Class`")
+        raise ConfigError(
+            f"data.kind: {kind!r} is neither one of {sorted(_KINDS)} nor `package.module:Class`"
+        )
     try:
         source_class = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"data.kind: cannot import {kind!r}: {error}") from None
-    geometries = {
-        name: ImageGeometry(module.model.patch_size, module.projector.merge)
-        for name, module in job.encoders.items()
-    }
+    processors = make_processors(job)
     try:
-        source: DataSource = source_class(geometries, seed=job.seed, **job.data.options)
+        source: DataSource = source_class(processors, seed=job.seed, **options)
     except TypeError as error:
         raise ConfigError(f"data.options do not fit {kind!r}: {error}") from None
     return source
+
+
+def make_processors(job: JobConfig) -> dict[str, Processor]:
+    """Return what prepares the inputs of each encoder of a job.
+
+    Raises:
+        ConfigError: an encoder's sizes and its processor do not fit.
+    """
+    return {
+        name: OwnProcessor(name, module) if isinstance(module, CustomModule) else _processor(module)
+        for name, module in job.encoders.items()
+    }
+
+
+def _processor(module: EncoderModule) -> Processor:
+    merge, folder = module.projector.merge, _processor_folder(module)
+    match module:
+        case VitModule(model=vit):
+            return ImageGeometry(vit.patch_size, merge, vit.max_patches_per_side, vit.num_channels)
+        case ClipModule(model=square) | SiglipModule(model=square):
+            return SquareImages(square, merge, folder)
+        case Siglip2Module(model=naflex):
+            return NaflexImages(naflex.patch_size, merge, module.max_num_patches, folder)
+        case WhisperModule(model=whisper):
+            return WhisperFrames(whisper, merge, folder)
+    raise ConfigError(f"no processor is known for a {type(module).__name__}")
+
+
+def _processor_folder(module: EncoderModule) -> Path | None:
+    """Return the folder of the module's checkpoint, if that says how inputs are prepared."""
+    if module.pretrained is None:
+        return None
+    folder = checkpoint_folder(module.pretrained, PROCESSOR_FILES)
+    return folder if any((folder / name).exists() for name in PROCESSOR_FILES) else None

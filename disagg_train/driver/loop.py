@@ -5,20 +5,21 @@ rank, so the driver's own time hides behind the ranks'.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
-from typing import Any
+from concurrent.futures import Future
 
+from disagg_train.driver.commitment import Committer
 from disagg_train.driver.ports import Group
 from disagg_train.driver.signals import Deliver, deferred_signals
+from disagg_train.driver.waiting import await_all, late_errors
 from disagg_train.errors import RankError, culprit
 from disagg_train.metrics.records import RankReport, StepRecord, module_times
 from disagg_train.planner.step_plan import StepPlan
 
 Reports = list[RankReport]
 Running = list[Future[Sequence[RankReport]]]
-_BLAME_S = 5.0
-_POLL_S = 0.2
+Window = deque[StepPlan | None]
 
 
 def train(
@@ -26,46 +27,68 @@ def train(
     plans: Iterable[StepPlan],
     deadline_s: float,
     pauses_after: Callable[[int], bool] = lambda step: False,
+    committer: Committer | None = None,
 ) -> Iterator[tuple[StepRecord, Reports]]:
     """Run all plans, in order.
 
     Args:
         groups: every group of the job.
-        plans: one per step.
+        plans: one per step; with a committer they can be mended.
         deadline_s: of one step.
         pauses_after: steps after which the groups must be idle, because something else comes
             (an evaluation); the plan after such a step is not handed out ahead.
+        committer: has ranks decode a plan's samples before the plan is handed out.
 
     Yields:
         Per step its record, and all ranks' reports ordered by global rank.
 
     Raises:
+        DataError: a bad sample ends the run.
         RankError: a rank died, hung or raised.
     """
-    running: Running | None = None
+    following = _following(iter(plans), committer)
+    with deferred_signals() as deliver:
+        handed_out = 2 if committer is None else committer.depth
+        window: Window = deque(following([], deliver) for _ in range(handed_out))
+    running: Running = []
     begin_s = 0.0
-    for plan, upcoming, following in _windows(plans):
-        queued = None
+    while (plan := window[0]) is not None:
+        queued: Running = []
         with deferred_signals() as deliver:
-            if running is None:
-                begin_s, running = time.perf_counter(), _start(groups, plan, upcoming)
-            if upcoming is not None and not pauses_after(plan.step):
-                queued = _start(groups, upcoming, following)
+            if not running:
+                begin_s, running = time.perf_counter(), _start(groups, window)
+            window.append(following(running, deliver))
+            window.popleft()
+            if window[0] is not None and not pauses_after(plan.step):
+                queued = _start(groups, window)
             reports = collect(running, deadline_s, deliver)
         now_s = time.perf_counter()
-        yield _record(plan, reports, now_s - begin_s), reports
+        yield _record(plan, reports, now_s - begin_s, committer), reports
         begin_s, running = now_s, queued
 
 
-def _windows(
-    plans: Iterable[StepPlan],
-) -> Iterator[tuple[StepPlan, StepPlan | None, StepPlan | None]]:
-    """Yield every plan with the two that follow it, None past the end."""
-    ahead = iter(plans)
-    window = [next(ahead, None) for _ in range(3)]
-    while window[0] is not None:
-        yield window[0], window[1], window[2]
-        window = [*window[1:], next(ahead, None)]
+def _following(
+    plans: Iterator[StepPlan], committer: Committer | None
+) -> Callable[[Running, Deliver], StepPlan | None]:
+    """Return what gives the next plan that may be handed out, while a step runs."""
+
+    def following(running: Running, deliver: Deliver) -> StepPlan | None:
+        if committer is None:
+            return next(plans, None)
+        try:
+            return committer.commit(plans, deliver)
+        except RankError as error:
+            raise culprit([*late_errors(running), error]) from None
+
+    return following
+
+
+def next_plan(plans: Iterator[StepPlan], committer: Committer | None) -> StepPlan:
+    """Return the next of plans that go on for ever, mended where there is a committer."""
+    with deferred_signals() as deliver:
+        plan = _following(plans, committer)([], deliver)
+    assert plan is not None
+    return plan
 
 
 def evaluate(groups: Sequence[Group], plan: StepPlan, deadline_s: float) -> Reports:
@@ -74,7 +97,10 @@ def evaluate(groups: Sequence[Group], plan: StepPlan, deadline_s: float) -> Repo
         return collect([group.evaluate(plan) for group in groups], deadline_s, deliver)
 
 
-def _start(groups: Sequence[Group], plan: StepPlan, upcoming: StepPlan | None) -> Running:
+def _start(groups: Sequence[Group], window: Window) -> Running:
+    """Hand out the first plan of the window, with the one after it if that is known."""
+    plan, upcoming = window[0], window[1] if len(window) > 1 else None
+    assert plan is not None
     return [group.train(plan, upcoming) for group in groups]
 
 
@@ -85,40 +111,9 @@ def collect(running: Running, deadline_s: float, deliver: Deliver = lambda: None
     return sorted(reports, key=lambda report: report.place)
 
 
-def await_all(
-    running: Sequence[Future[Any]], deadline_s: float, what: str, deliver: Deliver = lambda: None
-) -> None:
-    """Wait for all groups.
-
-    A rank that fails takes its peers along with errors of their own; all get a moment to
-    report, and the culprit's error is the one that is raised.
-
-    Args:
-        running: what each group is at.
-        deadline_s: for all of them together.
-        what: what they are at, for the error.
-        deliver: called between waits, for signals that are held back.
-
-    Raises:
-        RankError: a rank failed, or the deadline passed.
-    """
-    until_s = time.monotonic() + deadline_s
-    done, pending = wait(running, timeout=0.0, return_when=FIRST_EXCEPTION)
-    while pending and not _errors(done) and (left_s := until_s - time.monotonic()) > 0:
-        deliver()
-        done, pending = wait(running, min(_POLL_S, left_s), return_when=FIRST_EXCEPTION)
-    if failed := _errors(done):
-        late, _ = wait(pending, timeout=_BLAME_S)
-        raise culprit(failed + _errors(late))
-    if pending:
-        raise RankError(f"no answer for {deadline_s:g} s; the {what} hangs", "any", -1)
-
-
-def _errors(futures: Iterable[Future[Any]]) -> list[BaseException]:
-    return [error for future in futures if (error := future.exception()) is not None]
-
-
-def _record(plan: StepPlan, reports: Reports, step_time_s: float) -> StepRecord:
+def _record(
+    plan: StepPlan, reports: Reports, step_time_s: float, committer: Committer | None
+) -> StepRecord:
     agreed = reports[0]
     return StepRecord(
         step=plan.step,
@@ -132,4 +127,7 @@ def _record(plan: StepPlan, reports: Reports, step_time_s: float) -> StepRecord:
         peak_boundary_bytes=max(report.peak_boundary_bytes for report in reports),
         peak_activation_bytes=max(report.peak_activation_bytes for report in reports),
         modules=module_times(reports, list(plan.assignment)),
+        loss_scale=agreed.loss_scale,
+        bad_samples=committer.bad.take_new() if committer else (),
+        num_bad_samples=committer.bad.count if committer else 0,
     )

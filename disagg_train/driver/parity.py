@@ -15,7 +15,12 @@ _LOSS_BAR = 1e-5
 _GRADIENT_BAR = 1e-5
 _NORM_BAR = 1e-4
 
-_PLAIN = {"schedule": "1f1b", "window": None, "deferral_span": 0}
+_PLAIN = {
+    "schedule": "1f1b",
+    "window": None,
+    "deferral_span": 0,
+    "tokens_per_microbatch": None,
+}
 
 Tensors = Mapping[str, NDArray[Any]]
 

@@ -1,13 +1,14 @@
 """A job's step plans and op lists."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from disagg_train.boundary.of_job import job_graph
-from disagg_train.config.job import JobConfig, TrainConfig
+from disagg_train.config.job import LANGUAGE, JobConfig, TrainConfig
+from disagg_train.data.sampler import Batches
 from disagg_train.driver.learning_rate import learning_rate
-from disagg_train.errors import ConfigError, PlanError
-from disagg_train.planner.balance import in_order
+from disagg_train.errors import ConfigError, DataError, PlanError
+from disagg_train.planner.balance import alongside, in_order, token_budget
 from disagg_train.planner.step_plan import Assignment, SampleSize, StepPlan
 from disagg_train.schedule.build import training_schedule
 from disagg_train.schedule.check import check
@@ -18,18 +19,107 @@ from disagg_train.schedule.language import PIPELINES
 from disagg_train.schedule.ops import Schedule
 
 
-def training_plans(job: JobConfig, batches: Iterator[tuple[SampleSize, ...]]) -> Iterator[StepPlan]:
-    """Yield the plan of every training step."""
-    for step in range(job.train.steps):
-        yield _plan(
-            job, step, next(batches), job.train.microbatches, learning_rate(job.train, step)
-        )
+class TrainingPlans(Iterator[StepPlan]):
+    """The plan of every training step.
+
+    Args:
+        job: the job.
+        batches: samples of each step; to be mended, they must be ``Batches``.
+        steps: how many plans there are; as many as the job has steps where not given.
+    """
+
+    def __init__(
+        self, job: JobConfig, batches: Iterator[tuple[SampleSize, ...]], steps: int | None = None
+    ) -> None:
+        self._job, self._batches = job, batches
+        self._steps = job.train.steps if steps is None else min(steps, job.train.steps)
+        self._step = 0
+
+    def __next__(self) -> StepPlan:
+        """Return the next step's plan."""
+        if self._step == self._steps:
+            raise StopIteration
+        train, samples = self._job.train, next(self._batches)
+        rate, step = learning_rate(train, self._step), self._step
+        self._step += 1
+        return StepPlan(step, samples, _training_assignment(self._job, samples), rate)
+
+    def without(self, keys: Collection[int]) -> StepPlan:
+        """Make the newest plan again as if some samples had never been there."""
+        assert isinstance(self._batches, Batches)
+        self._batches.take_out(keys)
+        self._step -= 1
+        return next(self)
+
+
+class RecordedPlans(Iterator[StepPlan]):
+    """Plans, whose samples are kept for another run to train on.
+
+    Args:
+        plans: that are recorded; mended ones replace what they mend.
+    """
+
+    def __init__(self, plans: TrainingPlans) -> None:
+        self._plans = plans
+        self.batches: list[tuple[SampleSize, ...]] = []
+
+    def __next__(self) -> StepPlan:
+        """Return the next plan."""
+        plan = next(self._plans)
+        self.batches.append(plan.samples)
+        return plan
+
+    def without(self, keys: Collection[int]) -> StepPlan:
+        """Make the newest plan again as if some samples had never been there."""
+        plan = self._plans.without(keys)
+        self.batches[-1] = plan.samples
+        return plan
+
+
+class EvaluationPlans(Iterator[StepPlan]):
+    """The plan of an evaluation over the first held-out samples, again and again.
+
+    Args:
+        job: the job.
+        sizes: of all held-out samples.
+    """
+
+    def __init__(self, job: JobConfig, sizes: Sequence[SampleSize]) -> None:
+        self._job, self._sizes = job, list(sizes)
+
+    def __next__(self) -> StepPlan:
+        """Return the plan of an evaluation."""
+        if not self._sizes:
+            raise DataError("no held-out sample is left; all were taken out as bad")
+        return evaluation_plan(self._job, self._sizes)
+
+    def without(self, keys: Collection[int]) -> StepPlan:
+        """Make the plan again without some samples, which stay away."""
+        self._sizes = [size for size in self._sizes if size.key not in keys]
+        return next(self)
+
+
+def training_plans(job: JobConfig, batches: Iterator[tuple[SampleSize, ...]]) -> TrainingPlans:
+    """Return the plans of all training steps."""
+    return TrainingPlans(job, batches)
+
+
+def training_batches(job: JobConfig, sizes: Sequence[SampleSize]) -> Batches:
+    """Return the samples of every step, as many as there is room for.
+
+    Args:
+        job: the job.
+        sizes: of all training samples.
+    """
+    budget, train = token_budget(job), job.train
+    num_fitting = len if budget is None else budget.num_fitting
+    return Batches(sizes, job.seed, train.global_batch, num_fitting)
 
 
 def evaluation_plan(job: JobConfig, sizes: Sequence[SampleSize]) -> StepPlan:
     """Return the plan of an evaluation over the first held-out samples."""
     samples = tuple(sizes[: job.train.evaluation.samples])
-    return _plan(job, -1, samples, evaluation_microbatches(job), 0.0)
+    return StepPlan(-1, samples, _by_count(job, len(samples), evaluation_microbatches(job)))
 
 
 def evaluation_microbatches(job: JobConfig) -> int:
@@ -38,16 +128,23 @@ def evaluation_microbatches(job: JobConfig) -> int:
     return max(1, -(-job.train.evaluation.samples // per_microbatch))
 
 
-def _plan(
-    job: JobConfig, step: int, samples: tuple[SampleSize, ...], microbatches: int, lr: float
-) -> StepPlan:
-    assignment = {name: assign(job, name, len(samples), microbatches) for name in job.modules}
-    return StepPlan(step, samples, assignment, lr)
+def _training_assignment(job: JobConfig, samples: tuple[SampleSize, ...]) -> dict[str, Assignment]:
+    """Return which samples each microbatch of each dp rank of every module holds."""
+    budget = token_budget(job)
+    if budget is None:
+        return _by_count(job, len(samples), job.train.microbatches)
+    language = budget.assign(samples)
+    return {
+        name: language if name == LANGUAGE else alongside(language, module.parallel.dp)
+        for name, module in job.modules.items()
+    }
 
 
-def assign(job: JobConfig, module: str, num_samples: int, microbatches: int) -> Assignment:
-    """Return which samples each microbatch of each dp rank of a module holds."""
-    return in_order(num_samples, microbatches, job.modules[module].parallel.dp)
+def _by_count(job: JobConfig, num_samples: int, microbatches: int) -> dict[str, Assignment]:
+    return {
+        name: in_order(num_samples, microbatches, module.parallel.dp)
+        for name, module in job.modules.items()
+    }
 
 
 def job_schedules(job: JobConfig) -> tuple[Schedule, Schedule]:

@@ -5,7 +5,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Protocol
 
-from disagg_train.metrics.records import RankReport
+from disagg_train.metrics.records import BadSample, RankReport
 from disagg_train.planner.step_plan import StepPlan
 
 
@@ -21,6 +21,13 @@ class Group(Protocol):
 
     def train(self, plan: StepPlan, upcoming: StepPlan | None) -> "Future[Sequence[RankReport]]":
         """Start a training step; ``upcoming`` is the one after it, to be loaded meanwhile."""
+
+    def probe(self, plan: StepPlan) -> "Future[Sequence[Sequence[BadSample]]]":
+        """Start loading the samples of a coming step, which is not committed yet.
+
+        Returns:
+            Per rank, the samples that it cannot use.
+        """
 
     def evaluate(self, plan: StepPlan) -> "Future[Sequence[RankReport]]":
         """Start an evaluation."""

@@ -9,15 +9,17 @@ from torch import Tensor
 
 from disagg_train.boundary.exchange import Rows
 from disagg_train.boundary.layouts import Side, destination_streams, source_streams
-from disagg_train.config.modules import VitModule
-from disagg_train.data.collate import Ints, context_positions, pack_images, pack_text
-from disagg_train.data.index import check_sample
+from disagg_train.config.modules import TransformerModule
+from disagg_train.data.collate import context_positions, pack_inputs, pack_text
 from disagg_train.data.source import DataSource, Sample
+from disagg_train.data.tokens import InputTokens, Ints, cutter_of
+from disagg_train.errors import DataError
 from disagg_train.modules.batch import EncoderBatch, LanguageBatch, Packing, cumulative
+from disagg_train.modules.custom import CustomBatch
 from disagg_train.planner.step_plan import StepPlan
 from disagg_train.topology.stream import Stream
 
-Batch = EncoderBatch | LanguageBatch | None
+Batch = EncoderBatch | CustomBatch | LanguageBatch | None
 
 
 class BatchMaker(Protocol):
@@ -37,7 +39,7 @@ class BatchMaker(Protocol):
 
 
 class EncoderBatches:
-    """An encoder's batches.
+    """Batches of an encoder of a known family.
 
     Args:
         module: its part of the job.
@@ -48,13 +50,18 @@ class EncoderBatches:
     """
 
     def __init__(
-        self, module: VitModule, side: Side, rank: int, source: DataSource, device: torch.device
+        self,
+        module: TransformerModule,
+        side: Side,
+        rank: int,
+        source: DataSource,
+        device: torch.device,
     ) -> None:
         self._module, self._side, self._source, self._device = module, side, source, device
-        self._at = side.grid.coordinates(rank)
+        self._at, self._cut = side.grid.coordinates(rank), cutter_of(module)
 
     def make(self, plan: StepPlan, microbatch: int, stream_rows: Mapping[str, Rows]) -> Batch:
-        """Return a microbatch's images; stages that embed nothing get their packing alone."""
+        """Return a microbatch's inputs; stages that embed nothing get their packing alone."""
         del stream_rows
         stream = source_streams(plan, self._side, microbatch)[self._at["dp"]]
         if not stream.num_rows:
@@ -66,19 +73,25 @@ class EncoderBatches:
             nothing = torch.zeros(0, dtype=torch.int64, device=self._device)
             return EncoderBatch(packing, nothing, nothing, nothing)
         held = plan.held(self._side.module, microbatch, self._at["dp"])
-        images = [
-            image
-            for sample in load_samples(self._source, plan, held)
-            for image in sample.images.get(self._side.module, ())
-        ]
-        packed = pack_images(images, self._module.model.patch_size, merge, stream)
+        samples = load_samples(self._source, plan, held)
+        inputs = [tokens for sample in samples for tokens in self._tokens(sample)]
+        packed = pack_inputs(inputs, self._module.model.values_per_token, merge, stream)
         mine = packed.at(positions_RP[self._at["cp"]])
         return EncoderBatch(
             packing,
-            torch.from_numpy(mine.patches_PX).to(self._device),
+            torch.from_numpy(mine.values_PX).to(self._device),
             _tensor(mine.rows_P, self._device),
             _tensor(mine.columns_P, self._device),
+            _tensor(mine.inputs_P, self._device),
+            mine.grids,
         )
+
+    def _tokens(self, sample: Sample) -> list[InputTokens]:
+        name = self._side.module
+        try:
+            return [self._cut(each) for each in sample.inputs.get(name, ())]
+        except DataError as error:
+            raise DataError(f"sample {sample.key}, for {name!r}: {error}") from None
 
 
 class LanguageBatches:
@@ -136,14 +149,9 @@ def load_samples(source: DataSource, plan: StepPlan, held: tuple[int, ...]) -> l
     """Load samples of a plan.
 
     Raises:
-        DataError: a sample is not what its index says.
+        DataError: a sample cannot be used.
     """
-    samples = []
-    for index in held:
-        sample = source.load(plan.samples[index].key)
-        check_sample(sample, plan.samples[index])
-        samples.append(sample)
-    return samples
+    return [source.load(plan.samples[index].key) for index in held]
 
 
 def make_packing(stream: Stream, positions_RT: Ints, unit: int, device: torch.device) -> Packing:

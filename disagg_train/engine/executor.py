@@ -17,6 +17,7 @@ from disagg_train.engine.agreement import Agreement, agree, check_same_plan
 from disagg_train.engine.decode import evaluate
 from disagg_train.engine.inputs import StepInputs
 from disagg_train.engine.links import Link
+from disagg_train.engine.loss_scale import LossScale
 from disagg_train.engine.outputs import Outputs
 from disagg_train.engine.stage import Stage
 from disagg_train.engine.world import World
@@ -51,6 +52,7 @@ class Executor:
         links: its edges by name.
         modules: all modules of the job, in order; agreed vectors follow it.
         meter: counts the activations of the stages.
+        loss_scale: what losses are multiplied with before a backward; None for nothing.
     """
 
     def __init__(
@@ -60,9 +62,10 @@ class Executor:
         links: Mapping[str, Link],
         modules: Sequence[str],
         meter: ActivationMeter,
+        loss_scale: LossScale | None = None,
     ) -> None:
         self._world, self._stages, self._links = world, stages, links
-        self._modules, self._meter = tuple(modules), meter
+        self._modules, self._meter, self._loss_scale = tuple(modules), meter, loss_scale
         self._ahead: dict[tuple[int, str, int], Tensor] = {}
         self._into: dict[str, dict[str, Link]] = {stage: {} for stage in stages}
         self._out_of: dict[str, list[Link]] = {stage: [] for stage in stages}
@@ -127,6 +130,7 @@ class Executor:
 
     def _start_step(self, plan: StepPlan, inputs: StepInputs, upcoming: Upcoming | None) -> None:
         self._plan, self._inputs, self._upcoming = plan, inputs, upcoming
+        self._scale = None if self._loss_scale is None else self._loss_scale.value
         self._outputs = {
             stage: Outputs(max(link.edge.span for link in links), plan.num_microbatches)
             for stage, links in self._out_of.items()
@@ -158,6 +162,7 @@ class Executor:
             loss_sum=agreement.loss_sum,
             grad_norm=agreement.grad_norm,
             skipped=agreement.skip,
+            loss_scale=self._scale,
             spans=tuple(self._spans),
             sent_bytes=sent,
             peak_boundary_bytes=peak_bytes,
@@ -220,7 +225,10 @@ class Executor:
 
     def _backward(self, op: Op) -> None:
         stage, outputs = self._stages[op.module], self._outputs.get(op.module)
-        output_grad_TD = None if outputs is None else outputs.take_gradient(op.microbatch)
+        if outputs is None:
+            output_grad_TD = self._grad_of_loss()
+        else:
+            output_grad_TD = outputs.take_gradient(op.microbatch)
         run = stage.backward if op.kind is OpKind.BACKWARD else stage.backward_input
         grads = run(op.microbatch, output_grad_TD)
         for name, link in self._into[op.module].items():
@@ -229,6 +237,11 @@ class Executor:
         for link in self._out_of[op.module]:
             if output_grad_TD is not None:
                 link.backward.release(output_grad_TD)
+
+    def _grad_of_loss(self) -> Tensor | None:
+        if self._scale is None:
+            return None
+        return torch.tensor(self._scale, device=self._world.device.torch_device)
 
     def _backward_weight(self, op: Op) -> None:
         self._stages[op.module].backward_weight(op.microbatch)
@@ -297,7 +310,7 @@ class Executor:
     def _grad_sync(self, op: Op) -> None:
         optimizer = self._stages[op.module].optimizer
         assert optimizer is not None
-        optimizer.sync(self._plan.num_target_tokens)
+        optimizer.sync(self._plan.num_target_tokens, self._scale or 1.0)
 
     def _agree(self, op: Op) -> None:
         del op
@@ -306,6 +319,8 @@ class Executor:
         self._agreement = agree(
             self._world.control, self._stages, self._modules, float(self._loss_sum)
         )
+        if self._loss_scale is not None:
+            self._loss_scale.update(self._agreement.skip)
 
     def _optimizer_step(self, op: Op) -> None:
         optimizer = self._stages[op.module].optimizer

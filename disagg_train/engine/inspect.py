@@ -19,14 +19,24 @@ from disagg_train.modules.weights import (
 
 
 def full_weights(stages: Mapping[str, Stage]) -> dict[str, NDArray[Any]]:
-    """Return every weight of the stages, each on the first rank that holds it."""
+    """Return every weight of the stages in fp32, each on the first rank that holds it.
+
+    Where the model computes in bf16 or fp16, trained weights are the optimizer's fp32 copies;
+    frozen ones have no others than the model's.
+    """
     found = {}
     for stage in stages.values():
         for full_name, parameter in named_weights(stage.module, stage.unwrapped):
-            full = gather_full(parameter, parameter, stage.groups.tp)
+            full = gather_full(_master(stage, parameter), parameter, stage.groups.tp)
             if _is_first_holder(stage, parameter):
-                found[full_name] = full.cpu().numpy()
+                found[full_name] = full.float().cpu().numpy()
     return found
+
+
+def _master(stage: Stage, parameter: nn.Parameter) -> Tensor:
+    if stage.optimizer is None or not parameter.requires_grad:
+        return parameter
+    return stage.optimizer.master(parameter)
 
 
 def full_gradients(stages: Mapping[str, Stage]) -> dict[str, NDArray[Any]]:

@@ -7,8 +7,10 @@ import torch
 from disagg_train.boundary.communicator import Communicator
 from disagg_train.boundary.step_exchanges import RankEdge, StageLink, edge_places
 from disagg_train.config.job import JobConfig
+from disagg_train.config.modules import GptModule, TransformerModule
 from disagg_train.engine.world import World
 from disagg_train.modules.batch import PREVIOUS_STAGE
+from disagg_train.modules.specs import DTYPES
 from disagg_train.schedule.graph import StageGraph
 
 
@@ -49,26 +51,46 @@ def open_links(
     edges: Mapping[str, RankEdge],
     graph: StageGraph,
     device: torch.device,
+    own_widths: Mapping[str, int],
 ) -> dict[str, Link]:
-    """Join the edges that this rank is part of; every rank does so in the same order."""
+    """Join the edges that this rank is part of; every rank does so in the same order.
+
+    Args:
+        job: the job.
+        world: this rank's.
+        edges: all of the job's.
+        graph: the job's stages.
+        device: where rows go.
+        own_widths: of the rows between the stages of encoders of one's own, by module.
+    """
     return {
-        name: _open(job, world, edge, graph.runs_backward(edge.source_stage), device)
+        name: _open(
+            world,
+            edge,
+            graph.runs_backward(edge.source_stage),
+            device,
+            own_widths.get(edge.destination.module) or _row_width(job, edge.destination.module),
+            DTYPES[job.train.precision],
+        )
         for name, edge in edges.items()
         if world.place in edge_places(edge)
     }
 
 
 def _open(
-    job: JobConfig, world: World, edge: RankEdge, carries_gradient: bool, device: torch.device
+    world: World,
+    edge: RankEdge,
+    carries_gradient: bool,
+    device: torch.device,
+    width: int,
+    dtype: torch.dtype,
 ) -> Link:
-    width = job.modules[edge.destination.module].model.hidden_size
-
     def communicator(direction: str, gradients: bool) -> Communicator:
         name = f"{edge.name}/{direction}"
         transport = world.transport(name, edge_places(edge), _peers(edge, world.place))
         alike = edge.replicas_of(world.place, gradients)
         replicas = world.transport(f"{name}/replicas/{alike[0]}", alike) if alike else None
-        return Communicator(name, transport, width, device, replicas)
+        return Communicator(name, transport, width, device, replicas, dtype)
 
     return Link(
         edge,
@@ -76,6 +98,13 @@ def _open(
         communicator("backward", gradients=True),
         carries_gradient,
     )
+
+
+def _row_width(job: JobConfig, module: str) -> int:
+    """Return the width of the rows that a module's stages are handed."""
+    found = job.modules[module]
+    assert isinstance(found, TransformerModule | GptModule), f"{found.kind} has no known width"
+    return found.model.hidden_size
 
 
 def _peers(edge: RankEdge, place: int) -> tuple[int, ...]:

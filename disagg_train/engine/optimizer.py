@@ -2,7 +2,12 @@
 
 Gradients are sums over tokens and over dp; ``sync`` divides them by the step's number of
 target tokens. The norm and the decision to skip are settled by ``agree``, elsewhere.
+
+Of weights in bf16 or fp16 Megatron keeps fp32 copies, a shard on each dp rank, and changes
+these; it tells by the weights' own type. The scale of an fp16 loss is the job's, not Megatron's.
 """
+
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,7 +20,7 @@ from torch import Tensor, nn
 
 from disagg_train.config.job import OptimizerConfig as JobOptimizer
 from disagg_train.modules.cpu import cuda_means_cpu
-from disagg_train.modules.weights import is_tied, is_tied_copy
+from disagg_train.modules.weights import is_expert_parallel, is_tied, is_tied_copy
 
 
 def wrap(model: nn.Module, groups: ProcessGroupCollection) -> DistributedDataParallel:
@@ -37,7 +42,11 @@ def build_adam(
     job: JobOptimizer,
     clip_grad: float,
 ) -> MegatronOptimizer:
-    """Build Megatron's distributed optimizer; with a ``clip_grad`` of 0 it clips nothing itself."""
+    """Build Megatron's distributed optimizer; with a ``clip_grad`` of 0 it clips nothing itself.
+
+    Megatron marks the groups of biases and norms, but leaves it to a scheduler that is not used
+    here to take the weight decay off them.
+    """
     config = OptimizerConfig(
         optimizer="adam",
         lr=job.lr,
@@ -49,9 +58,12 @@ def build_adam(
         clip_grad=clip_grad,
     )
     with cuda_means_cpu():
-        return get_megatron_optimizer(
+        optimizer = get_megatron_optimizer(
             config, [model], use_gloo_process_groups=False, pg_collection=groups
         )
+    for group in optimizer.param_groups:
+        group["weight_decay"] = job.weight_decay * group["wd_mult"]
+    return optimizer
 
 
 class ModuleOptimizer:
@@ -59,13 +71,28 @@ class ModuleOptimizer:
 
     All ranks of an actor group must make the optimizers of their modules in the same order:
     Megatron gathers objects over the process's default world while it builds.
+
+    Args:
+        model: the module, or this rank's stage of it.
+        groups: its process groups.
+        job: the job's optimizer.
+        lr: highest learning rate of the module, where it has one of its own.
+        weight_decay: of the module, where it has one of its own.
     """
 
     def __init__(
-        self, model: DistributedDataParallel, groups: ProcessGroupCollection, job: JobOptimizer
+        self,
+        model: DistributedDataParallel,
+        groups: ProcessGroupCollection,
+        job: JobOptimizer,
+        lr: float | None = None,
+        weight_decay: float | None = None,
     ) -> None:
         self._model, self._groups, self._clip = model, groups, job.clip_grad
-        self._tied = [parameter for parameter in model.parameters() if is_tied(parameter)]
+        self._lr_factor = 1.0 if lr is None else lr / job.lr
+        self._tied = [p for p in model.parameters() if is_tied(p) and p.requires_grad]
+        if weight_decay is not None:
+            job = job.model_copy(update={"weight_decay": weight_decay})
         self._optimizer = build_adam(model, groups, job, clip_grad=0.0)
 
     def zero_grad(self) -> None:
@@ -80,13 +107,18 @@ class ModuleOptimizer:
         with cuda_means_cpu():
             self._model.start_grad_sync()
 
-    def sync(self, num_target_tokens: int) -> None:
-        """Sum gradients over dp (norms' over tp under sp, tied copies') and divide by N."""
+    def sync(self, num_target_tokens: int, loss_scale: float = 1.0) -> None:
+        """Sum gradients over dp (norms' over tp under sp, tied copies') and divide by N.
+
+        Args:
+            num_target_tokens: N.
+            loss_scale: what the loss was multiplied with.
+        """
         with cuda_means_cpu():
             finalize_model_grads([self._model], num_tokens=None, pg_collection=self._groups)
         for parameter in self._tied:
             self._add_other_copy(parameter)
-        self._model.scale_gradients(1.0 / max(num_target_tokens, 1))
+        self._model.scale_gradients(1.0 / (max(num_target_tokens, 1) * loss_scale))
 
     def _add_other_copy(self, parameter: nn.Parameter) -> None:
         """Add the gradient of the other copy of a tied matrix, on the first or the last stage.
@@ -121,18 +153,45 @@ class ModuleOptimizer:
         squared = torch.zeros((), dtype=torch.float64)
         with cuda_means_cpu():
             self._optimizer.prepare_grads()
-            for optimizer in getattr(self._optimizer, "chained_optimizers", [self._optimizer]):
+            for optimizer in self._parts:
                 for grad in optimizer.get_grads_for_grad_norm():
                     squared += grad.double().square().sum().to(squared.device)
         return float(squared)
 
     @torch.no_grad()
     def step(self, learning_rate: float, grad_norm: float) -> None:
-        """Clip by the norm over all modules and change the weights."""
+        """Clip by the norm over all modules and change the weights.
+
+        Args:
+            learning_rate: of the job, in this step; a module's own is as much of its highest.
+            grad_norm: over all modules.
+        """
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * self._lr_factor
         with cuda_means_cpu():
             if self._clip > 0.0:
                 parameters = self._optimizer.get_parameters()
                 clip_grad_by_total_norm_fp32(parameters, self._clip, grad_norm)
             self._optimizer.step_with_ready_grads()
+
+    @torch.no_grad()
+    def master(self, parameter: nn.Parameter) -> Tensor:
+        """Return a trained weight in fp32, as the optimizer keeps it.
+
+        All ranks that hold the weight must call this: each has the fp32 copy of a shard.
+        """
+        if parameter.dtype == torch.float32:
+            return parameter
+        lanes = self._groups.expt_dp if is_expert_parallel(parameter) else self._groups.dp_cp
+        whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
+        for optimizer in self._parts:
+            if parameter in getattr(optimizer, "model_param_gbuf_map", {}):
+                mine = optimizer._get_model_param_range_map(parameter)["param"]
+                whole[mine.start : mine.end] = parameter.main_param
+        dist.all_reduce(whole, group=lanes)
+        return whole.view_as(parameter)
+
+    @property
+    def _parts(self) -> list[Any]:
+        """Megatron's optimizers: one, or one more for experts."""
+        return getattr(self._optimizer, "chained_optimizers", [self._optimizer])

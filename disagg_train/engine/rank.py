@@ -19,21 +19,26 @@ from disagg_train.boundary.of_job import (
     module_side,
 )
 from disagg_train.boundary.step_exchanges import Boundary, RankEdge
-from disagg_train.config.job import JobConfig
-from disagg_train.config.modules import VitModule
-from disagg_train.data.source import open_source
+from disagg_train.config.job import LANGUAGE, JobConfig
+from disagg_train.config.modules import CustomModule, TransformerModule
+from disagg_train.data.source import DataSource, open_source
 from disagg_train.device import check_gpu_sharing, choose_device, torch_nccl_version
 from disagg_train.engine import inspect
 from disagg_train.engine.activations import ActivationMeter
 from disagg_train.engine.batches import BatchMaker, EncoderBatches, LanguageBatches
+from disagg_train.engine.custom_batches import CustomBatches
 from disagg_train.engine.executor import Executor, Upcoming
+from disagg_train.engine.freezing import check_patterns
 from disagg_train.engine.inputs import InputLoader
 from disagg_train.engine.links import open_links
+from disagg_train.engine.loss_scale import LossScale
+from disagg_train.engine.samples import Lane, SampleLoader
 from disagg_train.engine.setup import RankSetup
 from disagg_train.engine.stage import Stage, build_stage
 from disagg_train.engine.world import World
-from disagg_train.metrics.records import RankReport
+from disagg_train.metrics.records import BadSample, RankReport
 from disagg_train.modules import cpu
+from disagg_train.modules.custom import CustomEncoder
 from disagg_train.modules.process_groups import make_process_groups
 from disagg_train.planner.step_plan import StepPlan
 from disagg_train.schedule.ops import OpKind
@@ -72,12 +77,17 @@ class Rank:
         device, edges = self._device.torch_device, job_edges(job)
         self._meter = ActivationMeter()
         self._stages = self._build_stages(job, job.deadlines.exchange_s)
-        self._links = open_links(job, self._world, edges, job_graph(job), device)
+        self._links = open_links(
+            job, self._world, edges, job_graph(job), device, _own_widths(self._stages)
+        )
+        scale = LossScale(job.train.loss_scale) if job.train.precision == "fp16" else None
         self._executor = Executor(
-            self._world, self._stages, self._links, tuple(job.modules), self._meter
+            self._world, self._stages, self._links, tuple(job.modules), self._meter, scale
         )
         mine = {name: edges[name] for name in self._links}
-        self._loader = InputLoader(self._batch_makers(job, mine), mine, self._world.place)
+        samples = SampleLoader(open_source(job), self._lanes(), job.encoders, job.data.workers)
+        makers = self._batch_makers(job, mine, samples)
+        self._loader = InputLoader(samples, makers, mine, self._world.place)
 
     def _build_stages(self, job: JobConfig, deadline_s: float) -> dict[str, Stage]:
         stages: list[Stage] = []
@@ -86,20 +96,34 @@ class Rank:
         for name in self._placement.modules_on(self._setup.group):
             parallel, backend = job.modules[name].parallel, self._device.collective_backend
             groups = make_process_groups(module_grid(job, name), parallel.ep, backend, deadline_s)
-            stages += [
+            mine = [
                 build_stage(
                     name, job, groups, self._device.torch_device, vp_stage, split, self._meter
                 )
                 for vp_stage in range(parallel.vpp)
             ]
+            check_patterns(name, job.modules[name], [stage.unwrapped for stage in mine])
+            stages += mine
         return {stage.name: stage for stage in stages}
 
-    def _batch_makers(self, job: JobConfig, edges: Mapping[str, RankEdge]) -> dict[str, BatchMaker]:
-        source, rank, device = open_source(job), self._setup.rank, self._device.torch_device
+    def _lanes(self) -> set[Lane]:
+        """Return the lanes whose samples this rank loads: later stages of encoders need none."""
+        return {
+            (stage.module, stage.groups.dp.rank())
+            for stage in self._stages.values()
+            if stage.module == LANGUAGE or stage.groups.pp.rank() == 0
+        }
+
+    def _batch_makers(
+        self, job: JobConfig, edges: Mapping[str, RankEdge], source: DataSource
+    ) -> dict[str, BatchMaker]:
+        rank, device = self._setup.rank, self._device.torch_device
         makers: dict[str, BatchMaker] = {}
         for stage in self._stages.values():
             module, side = job.modules[stage.module], module_side(job, stage.module)
-            if isinstance(module, VitModule):
+            if isinstance(module, CustomModule):
+                makers[stage.module] = CustomBatches(module, side, rank, source, device)
+            elif isinstance(module, TransformerModule):
                 makers[stage.module] = EncoderBatches(module, side, rank, source, device)
             else:
                 feeds = {n: e.source.module for n, e in edges.items() if isinstance(e, Boundary)}
@@ -125,6 +149,10 @@ class Rank:
             ahead = Upcoming(upcoming.digest, partial(self._loader.peek, upcoming))
         return self._executor.run(self._training, plan, inputs, ahead)
 
+    def probe(self, plan: StepPlan) -> tuple[BadSample, ...]:
+        """Load a coming step's samples while another one runs; return the bad ones."""
+        return self._loader.probe(plan)
+
     def evaluate(self, plan: StepPlan) -> RankReport:
         """Score held-out samples and decode their answers."""
         self._meter.active = False
@@ -149,6 +177,12 @@ class Rank:
         for link in self._links.values():
             link.close()
         self._world.close()
+
+
+def _own_widths(stages: Mapping[str, Stage]) -> dict[str, int]:
+    """Return the widths of encoders of one's own, which no job file knows."""
+    models = {stage.module: stage.unwrapped for stage in stages.values()}
+    return {name: m.width for name, m in models.items() if isinstance(m, CustomEncoder)}
 
 
 def _check_nccl(job: JobConfig) -> None:

@@ -16,15 +16,21 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from disagg_train.config.job import JobConfig
-from disagg_train.config.modules import VitModule
+from disagg_train.config.modules import CustomModule, GptModule, TransformerModule
+from disagg_train.data.own_encoders import import_encoder
 from disagg_train.engine.activations import ActivationMeter
+from disagg_train.engine.freezing import freeze, train_recomputed_layers
 from disagg_train.engine.optimizer import ModuleOptimizer, wrap
+from disagg_train.engine.start import start_from
 from disagg_train.modules.batch import EncoderBatch, LanguageBatch
 from disagg_train.modules.cpu import cuda_means_cpu
+from disagg_train.modules.custom import CustomBatch, CustomEncoder
+from disagg_train.modules.encoder import Encoder
 from disagg_train.modules.gpt import LanguageModel
-from disagg_train.modules.vit import VisionTransformer
+from disagg_train.modules.initial_weights import fill_first_weights
+from disagg_train.modules.lora_linears import add_lora
+from disagg_train.modules.specs import DTYPES
 from disagg_train.modules.weight_gradients import WeightGradients
-from disagg_train.modules.weights import initialize
 from disagg_train.schedule.graph import stage_name
 
 
@@ -65,6 +71,7 @@ class Stage:
         self.groups, self.optimizer = groups, optimizer
         self._width, self._device = width, device
         self._weight_gradients, self._meter = weight_gradients, meter
+        self._dtype = next((p.dtype for p in self.unwrapped.parameters()), torch.float32)
         self._activations: dict[int, _Activation] = {}
         if meter is not None:
             meter.leave_out(self.unwrapped)
@@ -82,7 +89,7 @@ class Stage:
     def forward(
         self,
         microbatch: int,
-        batch: EncoderBatch | LanguageBatch | None,
+        batch: EncoderBatch | CustomBatch | LanguageBatch | None,
         inputs: Mapping[str, Tensor],
     ) -> Tensor:
         """Run one microbatch.
@@ -97,7 +104,7 @@ class Stage:
         """
         if batch is None:
             self._activations[microbatch] = _Activation(None, dict(inputs))
-            return torch.zeros(0, self._width, device=self._device)
+            return torch.zeros(0, self._width, dtype=self._dtype, device=self._device)
         present = {name: rows for name, rows in inputs.items() if len(rows)}
         with self._watched():
             output: Tensor = self.model(batch, present)
@@ -111,7 +118,8 @@ class Stage:
 
         Args:
             microbatch: as in ``forward``.
-            grad_TD: gradient of the stage's rows; None where its output is a loss.
+            grad_TD: gradient of the stage's rows; where its output is a loss, what that was
+                multiplied with, or None for 1.
 
         Returns:
             The gradient of the received rows by name, zero where nothing depended on them.
@@ -169,7 +177,7 @@ def build_stage(
     split: Collection[str] = (),
     meter: ActivationMeter | None = None,
 ) -> Stage:
-    """Build one of this rank's stages of a module, with the weights that their names decide.
+    """Build one of this rank's stages of a module, with its first weights.
 
     Args:
         name: of the module.
@@ -186,27 +194,43 @@ def build_stage(
     stage = stage_name(name, number, num_stages)
     split_backward = stage in split
     with cuda_means_cpu():
-        if isinstance(module, VitModule):
-            model: nn.Module = VisionTransformer(module, job.language.model, groups, split_backward)
-        else:
-            model = LanguageModel(module, groups, vp_stage, split_backward)
-    model.to(device)
-    initialize(name, model, job.seed, groups.tp)
-    _freeze(model, job, name)
+        model = _build_model(name, job, groups, vp_stage, split_backward)
+    if module.lora is not None:
+        add_lora(name, model, module.lora)
+    model.to(device=device, dtype=DTYPES[job.train.precision])
+    _fill(name, job, model, groups)
+    freeze(name, module, model)
+    train_recomputed_layers(model)
     hold = None if meter is None else meter.hold
     later = WeightGradients(model, hold) if split_backward else None
-    width = (module if number < num_stages - 1 else job.language).model.hidden_size
+    width = job.language.model.hidden_size
+    if number < num_stages - 1:
+        width = model.width if isinstance(module, CustomModule) else module.model.hidden_size
     if not module.trainable:
         return Stage(stage, name, model, groups, None, width, device, later, meter)
     wrapped = wrap(model, groups)
-    optimizer = ModuleOptimizer(wrapped, groups, job.train.optimizer)
+    optimizer = ModuleOptimizer(
+        wrapped, groups, job.train.optimizer, module.lr, module.weight_decay
+    )
     return Stage(stage, name, wrapped, groups, optimizer, width, device, later, meter)
 
 
-def _freeze(model: nn.Module, job: JobConfig, name: str) -> None:
-    module = job.modules[name]
-    for path, parameter in model.named_parameters():
-        frozen = module.freeze
-        if isinstance(module, VitModule) and path.startswith("projector."):
-            frozen = module.freezes_projector
-        parameter.requires_grad_(not frozen)
+def _build_model(
+    name: str, job: JobConfig, groups: ProcessGroupCollection, vp_stage: int, split_backward: bool
+) -> nn.Module:
+    module, precision = job.modules[name], job.train.precision
+    if isinstance(module, GptModule):
+        return LanguageModel(module, groups, vp_stage, split_backward, precision)
+    if isinstance(module, TransformerModule):
+        return Encoder(module, job.language.model, groups, split_backward, precision)
+    found = import_encoder(name, module)
+    return CustomEncoder(name, module, found, job.language.model, groups, job.seed, precision)
+
+
+def _fill(name: str, job: JobConfig, model: nn.Module, groups: ProcessGroupCollection) -> None:
+    if isinstance(model, CustomEncoder):
+        model.fill(job.seed)
+    else:
+        fill_first_weights(name, job.modules[name], model, job.seed, groups.tp)
+    if job.start_from is not None:
+        start_from(job.start_from, name, model, groups.tp)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from disagg_train.metrics.records import Evaluation, StepRecord
 
+_LONGEST = 60
 _INK, _RIGHT, _WRONG = "#1f4e79", "#2e7d32", "#c62828"
 
 
@@ -55,16 +56,30 @@ def draw_readings(path: Path, readings: Sequence[Reading]) -> None:
     widest = max(reading.image.shape[1] for reading in readings)
     for row, reading in enumerate(readings):
         axes = figure.add_subplot(len(readings), 2, 2 * row + 1)
-        axes.imshow(reading.image[:, :, 0], cmap="gray_r", aspect="equal")
+        axes.imshow(_visible(reading.image), cmap="gray_r", aspect="equal")
         axes.set_xlim(0, widest)
         axes.axis("off")
         axes = figure.add_subplot(len(readings), 2, 2 * row + 2)
         axes.axis("off")
         right = reading.predicted == reading.true
-        verdict = reading.predicted if right else f"{reading.predicted}  (true {reading.true})"
-        colour = _RIGHT if right else _WRONG
-        axes.text(0.0, 0.5, verdict, color=colour, va="center", family="monospace", fontsize=11)
+        predicted, true = _short(reading.predicted), _short(reading.true)
+        verdict = predicted if right else f"{predicted}  (true {true})"
+        style: dict[str, Any] = {"family": "monospace", "fontsize": 11, "parse_math": False}
+        axes.text(0.0, 0.5, verdict, color=_RIGHT if right else _WRONG, va="center", **style)
     figure.savefig(path, dpi=150)
+
+
+def _visible(image_HWC: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return an image as it can be drawn: colours that an encoder normed, between 0 and 1."""
+    if image_HWC.shape[2] != 3:
+        return image_HWC[:, :, 0]
+    low, high = float(image_HWC.min()), float(image_HWC.max())
+    return (image_HWC - low) / max(high - low, 1e-6)
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 
 def new_figure(width: float, height: float) -> Any:

@@ -46,8 +46,10 @@ class TrainingProgress:
         for evaluation in evaluations[self._evaluated :]:
             self._bar.console.print(
                 f"held out after {evaluation.step} steps: loss {evaluation.loss:.3f}, "
-                f"accuracy {evaluation.accuracy:.3f}",
+                f"accuracy {evaluation.accuracy:.3f}, exact match {evaluation.exact_match:.3f}, "
+                f"token F1 {evaluation.token_f1:.3f}",
                 highlight=False,
+                soft_wrap=True,
             )
         self._evaluated = len(evaluations)
 

@@ -25,6 +25,14 @@ class Span:
 
 
 @dataclass(frozen=True)
+class BadSample:
+    """A sample that cannot be used: its key in the data source, and why."""
+
+    key: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class RankReport:
     """What one rank says of one step.
 
@@ -35,6 +43,7 @@ class RankReport:
             evaluation, where nothing is agreed, this rank's own part.
         grad_norm: over all modules, agreed by all ranks.
         skipped: whether all modules skipped the update (a norm that is not finite).
+        loss_scale: what losses were multiplied with; None but for fp16.
         spans: the ops it ran, in order.
         sent_bytes: per boundary or stage link, bytes that left this rank, both directions.
         peak_boundary_bytes: most memory that received rows and messages took at once.
@@ -47,6 +56,7 @@ class RankReport:
     loss_sum: float = 0.0
     grad_norm: float = 0.0
     skipped: bool = False
+    loss_scale: float | None = None
     spans: Sequence[Span] = ()
     sent_bytes: Mapping[str, int] = field(default_factory=dict)
     peak_boundary_bytes: int = 0
@@ -68,7 +78,8 @@ class ModuleTimes:
 class StepRecord:
     """One line of ``metrics.jsonl``.
 
-    Peaks are the busiest rank's; activations are counted in traced steps, else zero.
+    Peaks are the busiest rank's; activations are counted in traced steps, else zero. The loss
+    scale is the step's, with fp16. Bad samples are those taken out since the step before.
     """
 
     step: int
@@ -82,6 +93,10 @@ class StepRecord:
     peak_boundary_bytes: int
     peak_activation_bytes: int
     modules: Mapping[str, ModuleTimes]
+    loss_scale: float | None = None
+    bad_samples: Sequence[BadSample] = ()
+    num_bad_samples: int = 0
+    """All that the run has taken out so far."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -111,12 +126,18 @@ class Evaluation:
         loss: teacher-forced, per target token.
         accuracy: characters of the true answers that greedy decoding put in their place, over
             the samples that an encoder sees.
+        exact_match: part of all samples whose greedy answer is the true one, but for case and
+            the punctuation around words.
+        token_f1: mean over all samples of the harmonic mean of precision and recall of the
+            answer's words, normalised in the same way (that of SQuAD, articles kept).
         answers: every sample's.
     """
 
     step: int
     loss: float
     accuracy: float
+    exact_match: float
+    token_f1: float
     answers: Sequence[Answer] = ()
 
     def as_dict(self) -> dict[str, Any]:

@@ -30,20 +30,27 @@ class Packing(PackedSeqParams):
 
 @dataclass(frozen=True)
 class EncoderBatch:
-    """Images of several samples, packed into one sequence; this cp rank holds P patches.
+    """Inputs (images, recordings) of several samples, packed into one sequence.
+
+    This cp rank holds P tokens of it, of X values each.
 
     Args:
-        packing: where each image starts and ends in the sequence.
-        patches_PX: flattened patches, ``[P, patch_size**2 * channels]``; these and their
-            positions are empty on pipeline stages that embed nothing.
-        rows_P: patch row of each patch in its image.
+        packing: where each input starts and ends in the sequence.
+        values_PX: flattened patches, or windows of frames; these and their places are empty on
+            pipeline stages that embed nothing.
+        rows_P: patch row of each token in its image, or its number in its recording; -1 of a
+            class token, which comes last in its image.
         columns_P: patch column.
+        inputs_P: which input each token is of.
+        grids: rows and columns of each input.
     """
 
     packing: Packing
-    patches_PX: Tensor
+    values_PX: Tensor
     rows_P: Tensor
     columns_P: Tensor
+    inputs_P: Tensor | None = None
+    grids: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

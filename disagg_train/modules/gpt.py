@@ -14,6 +14,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 from torch import Tensor, nn
 
+from disagg_train.config.job import Precision
 from disagg_train.config.modules import GptModule
 from disagg_train.modules.batch import PREVIOUS_STAGE, LanguageBatch
 from disagg_train.modules.cpu import cuda_means_cpu
@@ -29,10 +30,11 @@ class LanguageModel(nn.Module):
         groups: ProcessGroupCollection,
         vp_stage: int = 0,
         split_backward: bool = False,
+        precision: Precision = "fp32",
     ) -> None:
         super().__init__()
         self.config = megatron_config(
-            module.model, module.parallel, module.recompute, split_backward
+            module.model, module.parallel, module.recompute, split_backward, precision
         )
         self.groups = groups
         vpp = module.parallel.vpp
@@ -51,6 +53,10 @@ class LanguageModel(nn.Module):
             pg_collection=groups,
             vp_stage=vp_stage if vpp > 1 else None,
         )
+        if module.model.rope_scaling is not None:
+            rotary = self.gpt.rotary_pos_emb
+            stretched = module.model.rope_scaling.model_dump()
+            rotary.inv_freq = rotary._apply_scaling(rotary.inv_freq, **stretched)
 
     def forward(self, batch: LanguageBatch, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the sum of this cp rank's token losses, the same on every tp rank.

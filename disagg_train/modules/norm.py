@@ -1,4 +1,7 @@
-"""RMSNorm and LayerNorm for the CPU layer spec; unlike torch's, they work under sp."""
+"""RMSNorm and LayerNorm for the CPU layer spec; unlike torch's, they work under sp.
+
+Whatever the type of the rows, means and variances are computed in fp32.
+"""
 
 import torch
 from megatron.core.transformer import TransformerConfig
@@ -23,6 +26,9 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` of shape ``[..., D]``."""
+        shape, weight = self.weight.shape, self.weight.float()
         if self.bias is None:
-            return nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        return nn.functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+            found = nn.functional.rms_norm(x.float(), shape, weight, self.eps)
+        else:
+            found = nn.functional.layer_norm(x.float(), shape, weight, self.bias.float(), self.eps)
+        return found.to(x.dtype)

@@ -1,6 +1,8 @@
 """Megatron configs and layer specs: Transformer Engine on GPUs, our own parts on CPUs."""
 
 from collections.abc import Mapping
+from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -13,18 +15,20 @@ from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from torch import Tensor
 from torch.nn.functional import gelu, silu
 
-from disagg_train.config.modules import (
-    GptConfig,
-    GptModule,
-    ParallelConfig,
-    Recompute,
-    VitConfig,
-    VitModule,
-)
+from disagg_train.config.job import Precision
+from disagg_train.config.models import EncoderConfig, GptConfig
+from disagg_train.config.modules import GptModule, ParallelConfig, Recompute, TransformerModule
 from disagg_train.modules.attention import CoreAttention
 from disagg_train.modules.norm import Norm
+
+DTYPES: Mapping[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 _RECOMPUTE: Mapping[Recompute, Mapping[str, Any]] = {
     "none": {},
@@ -38,10 +42,11 @@ _RECOMPUTE: Mapping[Recompute, Mapping[str, Any]] = {
 
 
 def megatron_config(
-    model: GptConfig | VitConfig,
+    model: GptConfig | EncoderConfig,
     parallel: ParallelConfig,
     recompute: Recompute = "none",
     split_backward: bool = False,
+    precision: Precision = "fp32",
 ) -> TransformerConfig:
     """Return Megatron's config of a module.
 
@@ -54,16 +59,15 @@ def megatron_config(
     with biases do not wait: not every version of the engine finds a late bias's gradient.
     """
     is_gpt = isinstance(model, GptConfig)
-    query_groups = model.query_groups if isinstance(model, GptConfig) else None
+    dtype = DTYPES[precision]
     config = TransformerConfig(
-        num_layers=model.num_layers,
+        num_layers=model.num_layers_run,
         hidden_size=model.hidden_size,
         num_attention_heads=model.num_attention_heads,
-        num_query_groups=query_groups,
         ffn_hidden_size=model.ffn_size,
         normalization="RMSNorm" if is_gpt else "LayerNorm",
+        layernorm_epsilon=model.norm_eps,
         gated_linear_unit=is_gpt,
-        activation_func=silu if is_gpt else gelu,
         add_bias_linear=not is_gpt,
         hidden_dropout=0.0,
         attention_dropout=0.0,
@@ -79,16 +83,44 @@ def megatron_config(
         context_parallel_size=parallel.cp,
         pipeline_model_parallel_size=parallel.pp,
         virtual_pipeline_model_parallel_size=parallel.vpp if parallel.vpp > 1 else None,
-        pipeline_dtype=torch.float32,
-        params_dtype=torch.float32,
+        pipeline_dtype=dtype,
+        params_dtype=dtype,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        **_family(model),
         **_experts(model, parallel),
         **_RECOMPUTE[recompute],
     )
-    config.delay_wgrad_compute = split_backward and is_gpt
+    late_bias = uses_transformer_engine() and isinstance(model, GptConfig) and model.qkv_bias
+    config.delay_wgrad_compute = split_backward and is_gpt and not late_bias
     return config
 
 
-def _experts(model: GptConfig | VitConfig, parallel: ParallelConfig) -> dict[str, Any]:
+def _family(model: GptConfig | EncoderConfig) -> dict[str, Any]:
+    """Return what Megatron is told about attention and the feed-forward layers of a family."""
+    if isinstance(model, EncoderConfig):
+        return {"activation_func": _ACTIVATIONS[model.activation]}
+    return {
+        "activation_func": silu,
+        "num_query_groups": model.query_groups,
+        "kv_channels": model.head_width,
+        "add_qkv_bias": model.qkv_bias,
+        "qk_layernorm": model.qk_norm,
+    }
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+_ACTIVATIONS = {
+    "gelu": gelu,
+    "gelu_tanh": partial(gelu, approximate="tanh"),
+    "quick_gelu": _quick_gelu,
+}
+
+
+def _experts(model: GptConfig | EncoderConfig, parallel: ParallelConfig) -> dict[str, Any]:
     """Return what Megatron is told about experts: routed as in Mixtral, none dropped.
 
     Gloo has no uneven all-to-all, so CPUs gather all tokens of the tp * ep ranks instead; these
@@ -111,37 +143,60 @@ def _experts(model: GptConfig | VitConfig, parallel: ParallelConfig) -> dict[str
     }
 
 
+def uses_transformer_engine() -> bool:
+    """Whether layers are Transformer Engine's: on GPUs, where it is installed."""
+    return torch.cuda.is_available() and find_spec("transformer_engine") is not None
+
+
 def layer_specs(
-    module: GptModule | VitModule, config: TransformerConfig
+    module: GptModule | TransformerModule, config: TransformerConfig
 ) -> TransformerBlockSubmodules:
     """Return the specs of a stage's layers, equally many on each, and of the last norm.
 
     An encoder must say ``no_mask``: without a mask Megatron's default is causal, silently.
     """
-    spec = _gpu_layer(config) if torch.cuda.is_available() else _cpu_layer(config)
-    if isinstance(module, VitModule):
+    engine = uses_transformer_engine()
+    spec = _engine_layer(config, module.lora is not None) if engine else _plain_layer(config)
+    if isinstance(module, TransformerModule):
         spec.submodules.self_attention.params = {"attn_mask_type": AttnMaskType.no_mask}
-    last_norm = Norm if not torch.cuda.is_available() else _te_norm()
+    last_norm = _te_norm() if engine else Norm
     parallel = module.parallel
     num_layers = config.num_layers // (parallel.pp * parallel.vpp)
     return TransformerBlockSubmodules([spec] * num_layers, layer_norm=last_norm)
 
 
-def _cpu_layer(config: TransformerConfig) -> ModuleSpec:
+def _plain_layer(
+    config: TransformerConfig, norm: type = Norm, core_attention: type = CoreAttention
+) -> ModuleSpec:
     spec = get_gpt_layer_local_spec(
         num_experts=config.num_moe_experts,
         moe_grouped_gemm=config.moe_grouped_gemm,
         normalization=config.normalization,
+        qk_layernorm=config.qk_layernorm,
     )
-    spec.submodules.input_layernorm = Norm
-    spec.submodules.pre_mlp_layernorm = Norm
-    spec.submodules.self_attention.submodules.core_attention = CoreAttention
+    spec.submodules.input_layernorm = norm
+    spec.submodules.pre_mlp_layernorm = norm
+    attention = spec.submodules.self_attention.submodules
+    attention.core_attention = core_attention
+    if config.qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = norm
     return spec
 
 
-def _gpu_layer(config: TransformerConfig) -> ModuleSpec:
+def _engine_layer(config: TransformerConfig, has_lora: bool) -> ModuleSpec:
+    """Return a layer of Transformer Engine's parts.
+
+    Low-rank additions need what goes into a matrix, which its linears keep to themselves where
+    a norm is a part of them; Megatron's own then stand in for these.
+    """
+    if has_lora:
+        from megatron.core.extensions.transformer_engine import TEDotProductAttention
+
+        return _plain_layer(config, _te_norm(), TEDotProductAttention)
     return get_gpt_layer_with_transformer_engine_spec(
-        num_experts=config.num_moe_experts, moe_grouped_gemm=config.moe_grouped_gemm
+        num_experts=config.num_moe_experts,
+        moe_grouped_gemm=config.moe_grouped_gemm,
+        qk_layernorm=config.qk_layernorm,
     )
 
 

@@ -7,13 +7,15 @@ experts counted over the whole model; a copy of a tied matrix goes by the name o
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
+
+from disagg_train.modules.lora import LORA_B
 
 
 def named_weights(module: str, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -76,17 +78,18 @@ def full_shape(parameter: nn.Parameter, tp: int) -> list[int]:
 def draw(seed: int, name: str, shape: list[int]) -> Tensor:
     """Return the initial values of the full parameter, drawn on the CPU in fp32.
 
-    Biases are zero, norm weights one, matrices normal with deviation 1 / sqrt(columns): the
-    fan-in of a linear, the width of an embedding. Residual streams are normalised before
-    every use, so their growth with depth does no harm.
+    Biases are zero, norm weights one, matrices normal with deviation 1 / sqrt(values of a
+    row): the fan-in of a linear or a convolution, the width of an embedding. Residual streams
+    are normalised before every use, so their growth with depth does no harm. One matrix of a
+    low-rank addition is zero, so that training starts from the model without it.
     """
-    if name.endswith("bias"):
+    if name.endswith(("bias", LORA_B)):
         return torch.zeros(shape)
     if len(shape) == 1:
         return torch.ones(shape)
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    return torch.randn(shape, generator=generator) / math.sqrt(shape[-1])
+    return torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
 
 
 def shard(full: Tensor, parameter: nn.Parameter, tp_rank: int, tp: int) -> Tensor:
@@ -113,11 +116,29 @@ def unshard(parts: list[Tensor], parameter: nn.Parameter) -> Tensor:
 
 def initialize(module: str, model: nn.Module, seed: int, group: dist.ProcessGroup) -> None:
     """Fill a local model with its shards of the weights that (seed, name) decide."""
+    fill(module, model, group, lambda name, shape: draw(seed, name, shape))
+
+
+@torch.no_grad()
+def fill(
+    module: str,
+    model: nn.Module,
+    group: dist.ProcessGroup,
+    full_of: Callable[[str, list[int]], Tensor],
+) -> None:
+    """Fill a local model with its shards of full tensors, of which it holds one at a time.
+
+    Args:
+        module: name of the module.
+        model: the local model; its parameters keep their precision.
+        group: the tp ranks that share it.
+        full_of: full name and shape of a parameter -> its values.
+    """
     tp_rank, tp = group.rank(), group.size()
-    with torch.no_grad():
-        for name, parameter in named_weights(module, model):
-            full = draw(seed, name, full_shape(parameter, tp))
-            parameter.copy_(shard(full, parameter, tp_rank, tp))
+    for name, parameter in named_weights(module, model):
+        full = full_of(name, full_shape(parameter, tp))
+        parameter.copy_(shard(full, parameter, tp_rank, tp))
+        del full  # before the next is made
 
 
 def gather_full(tensor: Tensor, parameter: nn.Parameter, group: dist.ProcessGroup) -> Tensor:

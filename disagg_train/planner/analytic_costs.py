@@ -2,10 +2,10 @@
 
 Formulas, for the busiest data-parallel lane of a microbatch:
 
-- A forward has 2 FLOPs per token and active weight, and per layer 4 * hidden * (sum of squared
-  sequence lengths) for the core of attention, half of that where it is causal; tp * cp ranks
-  share them. The backward has twice as many: those of attention, and half of the others, for
-  the gradients of the inputs. What is computed again is added to these.
+- A forward has 2 FLOPs per token and active weight, and per layer 4 * width of all heads * (sum
+  of squared sequence lengths) for the core of attention, half of that where it is causal;
+  tp * cp ranks share them. The backward has twice as many: those of attention, and half of the
+  others, for the gradients of the inputs. What is computed again is added to these.
 - A layer keeps for its backward what Korthikanti et al. (2022, section 4) count, for matrices
   of any width, without dropout, with attention that keeps no scores: the inputs of two norms,
   of attention and of the feed-forward layer (4 * hidden, which tp splits only with sp);
@@ -26,15 +26,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from disagg_train.config.job import LANGUAGE, JobConfig
-from disagg_train.config.modules import GptConfig, GptModule, VitModule
+from disagg_train.config.models import GptConfig
+from disagg_train.config.modules import GptModule, TransformerModule
+from disagg_train.errors import ConfigError
 from disagg_train.planner.step_plan import StepPlan
 from disagg_train.schedule.costs import CostModel, TransferCost, Values
 from disagg_train.schedule.graph import Edge, StageGraph
 from disagg_train.schedule.ops import OpKind
 
-Module = VitModule | GptModule
+Module = TransformerModule | GptModule
 
-_VALUE_BYTES = {"fp32": 4, "bf16": 2}
+_VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _FP32_BYTES, _ADAM_BYTES = 4, 28
 _ADDED = {"none": (0, 0), "selective": (0, 1), "full": (1, 1)}
 """Forwards that a backward adds: of the matrices, and of the core of attention."""
@@ -120,10 +122,14 @@ def analytic_costs(
         graph: the job's stage graph.
         plan: says which tokens every microbatch has.
         machine: what it runs on.
+
+    Raises:
+        ConfigError: an encoder is of a class of one's own, whose sizes nobody knows.
     """
     seconds: dict[tuple[OpKind, str], Values] = {}
     activations: dict[str, Values] = {}
-    for name, module in job.modules.items():
+    for name in job.modules:
+        module = _known(job, name)
         lanes = [_lanes(plan, name, mb) for mb in range(plan.num_microbatches)]
         stages = [stage for stage, node in graph.nodes.items() if node.module == name]
         for index, stage in enumerate(stages):
@@ -139,6 +145,17 @@ def analytic_costs(
         for kind in (OpKind.SEND_FORWARD, OpKind.SEND_BACKWARD)
     }
     return CostModel(seconds, transfers, activations)
+
+
+def _known(job: JobConfig, name: str) -> Module:
+    """Return a module whose costs its sizes tell."""
+    module = job.modules[name]
+    if not isinstance(module, TransformerModule | GptModule):
+        raise ConfigError(
+            f"modules.{name}: what {module.kind} costs is not known from its sizes; measure it "
+            f"with simulate --from RUN"
+        )
+    return module
 
 
 def _lanes(plan: StepPlan, name: str, microbatch: int) -> list[_Lane]:
@@ -159,31 +176,31 @@ def _lanes(plan: StepPlan, name: str, microbatch: int) -> list[_Lane]:
 
 def _parts(job: JobConfig, module: Module, index: int, num_stages: int) -> list[_Part]:
     """Return the parts of one stage: its layers, and what is before the first or after the last."""
-    parts = [_layers(module, module.model.num_layers // num_stages)]
+    parts = [_layers(module, module.model.num_layers_run // num_stages)]
     if index == 0:
         parts.append(_embedding(module))
     if index == num_stages - 1:
         parts.append(
             _projector(module, job)
-            if isinstance(module, VitModule)
+            if isinstance(module, TransformerModule)
             else _output(module, job, num_stages)
         )
     return parts
 
 
 def _layers(module: Module, num_layers: int) -> _Part:
-    width, of_keys = module.model.hidden_size, _keys_width(module)
-    attention_weights = 2 * width * (width + of_keys)
+    width, (of_queries, of_keys) = module.model.hidden_size, _head_widths(module)
+    attention_weights = 2 * width * (of_queries + of_keys)
     feed_forward = _feed_forward(module)
     again = module.recompute == "full"
     return _Part(
         active=num_layers * (attention_weights + feed_forward.active),
         weights=num_layers * (attention_weights + feed_forward.weights),
         expert_weights=num_layers * feed_forward.expert_weights,
-        attention=num_layers * width * (2 if isinstance(module, GptModule) else 4),
+        attention=num_layers * of_queries * (2 if isinstance(module, GptModule) else 4),
         kept=num_layers * width * (1 if again else 4),
-        kept_cut=0 if again else num_layers * (2 * (width + of_keys) + feed_forward.kept_cut),
-        trained=not module.freeze,
+        kept_cut=0 if again else num_layers * (2 * (of_queries + of_keys) + feed_forward.kept_cut),
+        trained=not module.freezes_all,
         passed_back=_passes_back(module),
         added=_ADDED[module.recompute],
     )
@@ -191,14 +208,15 @@ def _layers(module: Module, num_layers: int) -> _Part:
 
 def _passes_back(module: Module) -> bool:
     """Whether gradients pass through the layers: not where nothing below wants them."""
-    return isinstance(module, GptModule) or not module.freeze
+    return isinstance(module, GptModule) or not module.freezes_all
 
 
-def _keys_width(module: Module) -> int:
+def _head_widths(module: Module) -> tuple[int, int]:
+    """Return how wide the queries of all heads are, and their keys."""
     model = module.model
     if isinstance(model, GptConfig):
-        return model.hidden_size * model.query_groups // model.num_attention_heads
-    return model.hidden_size
+        return model.num_attention_heads * model.head_width, model.query_groups * model.head_width
+    return model.hidden_size, model.hidden_size
 
 
 def _feed_forward(module: Module) -> _Part:
@@ -217,23 +235,23 @@ def _feed_forward(module: Module) -> _Part:
 
 def _embedding(module: Module) -> _Part:
     """Return what is before the first layer; looking tokens up costs nothing."""
-    model, frozen = module.model, module.freeze
+    model, frozen = module.model, module.freezes_all
     if isinstance(model, GptConfig):
         return _Part(weights=model.vocab_size * model.hidden_size, trained=not frozen)
-    matrix = model.patch_size**2 * model.num_channels * model.hidden_size
+    matrix = model.values_per_token * model.hidden_size
     return _Part(matrix, matrix, trained=not frozen, passed_back=False)
 
 
-def _projector(module: VitModule, job: JobConfig) -> _Part:
+def _projector(module: TransformerModule, job: JobConfig) -> _Part:
     width, merge = module.model.hidden_size, module.projector.merge
     inner, outer = width * merge, job.language.model.hidden_size
     mlp = module.projector.kind == "mlp"
-    matrices = inner * (inner + outer) if mlp else inner * outer
+    matrices = outer * (inner + outer) if mlp else inner * outer
     return _Part(
         active=matrices / merge,
         weights=matrices,
         kept=width,
-        kept_cut=2 * width if mlp else 0,
+        kept_cut=2 * outer / merge if mlp else 0,
         trained=not module.freezes_projector,
     )
 
@@ -305,7 +323,7 @@ def _activation_bytes(
 def _edge_bytes(job: JobConfig, plan: StepPlan, graph: StageGraph, edge: Edge) -> Values:
     """Return the bytes that the busiest rank of an edge moves, per microbatch."""
     source, destination = (graph.nodes[end].module for end in (edge.source, edge.destination))
-    width = job.modules[destination].model.hidden_size
+    width = _known(job, destination).model.hidden_size
     if source == destination:
         rows = _link_rows(job, plan, source)
     else:

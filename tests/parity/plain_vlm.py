@@ -50,7 +50,7 @@ class PlainVlm:
             sample: its tokens, labels and images.
             placeholders: positions that the tokens of its images fill, in order.
         """
-        images = [image for images in sample.images.values() for image in images]
+        images = [image for images in sample.inputs.values() for image in images]
         table_VD = self.weights["language.gpt.embedding.word_embeddings.weight"]
         rows = [table_VD[token] for token in sample.token_ids_S]
         seen = [row_D for image in images for row_D in self.image_tokens(image)]

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from disagg_train.data.source import IGNORE, ImageGeometry, Sample, Split
+from disagg_train.data.image_processors import ImageGeometry
+from disagg_train.data.source import IGNORE, Sample, Split
 from disagg_train.planner.step_plan import SampleSize, Slot
 
 _VOCABULARY = 300
@@ -66,3 +67,54 @@ class Interleaved:
     def _image(self, encoder: str, patches: int, rng: np.random.Generator) -> np.ndarray:
         side = self._encoders[encoder].patch_size
         return rng.random((side, side * patches, 1), dtype=np.float32)
+
+
+class Shapes:
+    """Samples of none to two inputs of one encoder, of given shapes, drawn by key.
+
+    Args:
+        encoders: the encoder.
+        seed: of the drawing.
+        inputs: shape, tokens, and tokens before they are merged, of each kind of input.
+        samples: number of samples.
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, object],
+        seed: int = 0,
+        inputs: Sequence[tuple[Sequence[int], int, int]] = (),
+        samples: int = 32,
+    ) -> None:
+        (self._encoder,) = encoders
+        self._seed, self._inputs, self._samples = seed, inputs, samples
+
+    def sizes(self, split: Split) -> Sequence[SampleSize]:
+        first = 0 if split == "train" else self._samples
+        return [self._size(key) for key in range(first, first + self._samples)]
+
+    def load(self, key: int) -> Sample:
+        size, rng = self._size(key), np.random.default_rng((self._seed, key, 1))
+        token_ids = rng.integers(1, _VOCABULARY, size.sequence_tokens)
+        labels = np.full(size.sequence_tokens, IGNORE)
+        labels[-size.target_tokens :] = rng.integers(1, _VOCABULARY, size.target_tokens)
+        inputs = [rng.normal(size=shape).astype(np.float32) for shape, _, _ in self._drawn(key)]
+        return Sample(key, token_ids, labels, {self._encoder: inputs} if inputs else {})
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        return " ".join(map(str, token_ids))
+
+    def _drawn(self, key: int) -> list[tuple[Sequence[int], int, int]]:
+        rng = np.random.default_rng((self._seed, key))
+        return [self._inputs[rng.integers(len(self._inputs))] for _ in range(rng.integers(0, 3))]
+
+    def _size(self, key: int) -> SampleSize:
+        slots, position = [], 1
+        for _, tokens, _ in self._drawn(key):
+            slots.append(Slot(position, tokens))
+            position += tokens + key % 3
+        if not slots:
+            return SampleSize(key, 6, 4)
+        inputs = tuple(count for _, _, count in self._drawn(key))
+        slots_of = {self._encoder: tuple(slots)}
+        return SampleSize(key, position + 5, 4, slots_of, {self._encoder: inputs})

@@ -1,14 +1,11 @@
 """The engine trains the model that a few lines of plain torch describe."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from disagg_train.config.job import JobConfig
@@ -16,19 +13,17 @@ from disagg_train.config.load import load_job
 from disagg_train.data.index import checked_sizes
 from disagg_train.data.sampler import batches
 from disagg_train.data.source import DataSource, open_source
-from disagg_train.driver.loop import collect
 from disagg_train.driver.plans import training_plans
 from disagg_train.planner.step_plan import SampleSize, StepPlan
 from tests.parity.plain_vlm import PlainVlm
+from tests.parity.steps import EngineStep, engine_step, global_norm, gradient_errors
 
 if TYPE_CHECKING:
-    from actors.group import ActorGroup
     from actors.pool import ActorPool
 
 pytestmark = pytest.mark.ray
 
 TOLERANCE = 1e-5
-DEADLINE_S = 120.0
 JOB: Mapping[str, Any] = {
     "name": "plain-reference",
     "seed": 11,
@@ -68,26 +63,6 @@ JOB: Mapping[str, Any] = {
     },
 }
 
-Weights = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class EngineStep:
-    """One step of the engine: the weights it started from, and what came out."""
-
-    plan: StepPlan
-    weights: Mapping[str, NDArray[Any]]
-    loss: float
-    grad_norm: float
-    gradients: Mapping[str, NDArray[Any]]
-
-    def plain_weights(self) -> Weights:
-        """Return the weights in float64, so that only the engine's rounding is seen."""
-        return {
-            name: torch.tensor(weight, dtype=torch.float64, requires_grad=True)
-            for name, weight in self.weights.items()
-        }
-
 
 @dataclass(frozen=True)
 class EngineRun:
@@ -97,7 +72,7 @@ class EngineRun:
     source: DataSource
     steps: Sequence[EngineStep]
 
-    def plain_step(self, weights: Weights, plan: StepPlan) -> float:
+    def plain_step(self, weights: dict[str, Tensor], plan: StepPlan) -> float:
         """Return the plain model's mean loss, and leave its gradients on the weights."""
         vision, language = self.job.encoders["vision"], self.job.language
         model = PlainVlm(
@@ -126,40 +101,9 @@ def run(pool: "ActorPool") -> EngineRun:
     return EngineRun(job, source, steps)
 
 
-def engine_step(groups: "Sequence[ActorGroup]", plan: StepPlan) -> EngineStep:
-    weights = merged([group.weights() for group in groups])
-    report = collect([group.train(plan, None) for group in groups], DEADLINE_S)[0]
-    gradients = merged([group.gradients() for group in groups])
-    loss = report.loss_sum / plan.num_target_tokens
-    return EngineStep(plan, weights, loss, report.grad_norm, gradients)
-
-
-def merged(
-    pending: "Sequence[Future[list[dict[str, NDArray[Any]]]]]",
-) -> dict[str, NDArray[Any]]:
-    """Return what each module's first rank gave, by name."""
-    answers = [rank for future in pending for rank in future.result(timeout=DEADLINE_S)]
-    return {name: full for answer in answers for name, full in answer.items()}
-
-
 def placeholders(size: SampleSize) -> list[int]:
     runs = size.slots.get("vision", ())
     return [at for run in runs for at in range(run.position, run.position + run.count)]
-
-
-def global_norm(gradients: Iterable[Tensor]) -> float:
-    return math.sqrt(sum(grad.square().sum().item() for grad in gradients))
-
-
-def gradient_errors(
-    found: Mapping[str, NDArray[Any]], expected: Mapping[str, Tensor]
-) -> dict[str, float]:
-    """Return each weight's relative error; gradients that are nearly zero count by a floor."""
-    floor = 1e-3 * global_norm(expected.values()) / math.sqrt(len(expected))
-    return {
-        name: ((torch.tensor(found[name]) - grad).norm() / max(grad.norm().item(), floor)).item()
-        for name, grad in expected.items()
-    }
 
 
 def test_the_batches_mix_images_and_text_only_samples(run: EngineRun) -> None:

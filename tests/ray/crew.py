@@ -19,7 +19,7 @@ from disagg_train.config.job import JobConfig
 from disagg_train.data.index import checked_sizes
 from disagg_train.data.sampler import batches
 from disagg_train.data.source import open_source
-from disagg_train.driver import loop
+from disagg_train.driver import loop, waiting
 from disagg_train.driver.plans import job_schedules, training_plans
 from disagg_train.engine.setup import RankSetup
 from disagg_train.metrics.records import StepRecord
@@ -69,7 +69,7 @@ class Crew:
     def set_up(self, job: JobConfig) -> None:
         """Build every rank under the next epoch; raises the culprit's error."""
         futures = [group.setup(setups) for group, setups in self._setups(job)]
-        loop.await_all(futures, job.deadlines.setup_s, "setup")
+        waiting.await_all(futures, job.deadlines.setup_s, "setup")
 
     def errors_of_set_up(self, job: JobConfig, deadline_s: float) -> dict[str, BaseException]:
         """Build every rank under the next epoch; return each failed group's error."""

@@ -38,7 +38,7 @@ class LyingSource(DigitsSource):
         sample = super().load(key)
         if key != BAD_KEY:
             return sample
-        return Sample(key, sample.token_ids_S[:-1], sample.labels_S[:-1], sample.images)
+        return Sample(key, sample.token_ids_S[:-1], sample.labels_S[:-1], sample.inputs)
 
 
 class BrokenFileSource(DigitsSource):
@@ -58,7 +58,7 @@ class NanSource(DigitsSource):
         if key != BAD_KEY:
             return sample
         images = {
-            name: [np.full_like(i, np.nan) for i in found] for name, found in sample.images.items()
+            name: [np.full_like(i, np.nan) for i in found] for name, found in sample.inputs.items()
         }
         return Sample(key, sample.token_ids_S, sample.labels_S, images)
 

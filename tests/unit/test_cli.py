@@ -50,3 +50,28 @@ def test_a_mistake_is_one_line_and_a_status(capsys: pytest.CaptureFixture[str]) 
 def test_a_missing_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "nowhere.yaml"]) == 1
     assert "nowhere.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["eval"], ["export", "out"]], ids=["eval", "export"])
+def test_a_run_that_never_ended_is_refused(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, *out = command
+    assert main([name, str(tmp_path), *(str(tmp_path / each) for each in out)]) == 1
+    assert "it is no finished checkpoint" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_of_ones_own_is_found_where_the_command_is_started(tmp_path: Path) -> None:
+    source = "from disagg_train.data.digits import DigitsSource\n\nclass Mine(DigitsSource): pass\n"
+    (tmp_path / "mine.py").write_text(source)
+    command = [Path(sys.executable).parent / "disagg-train", "check", Path(_JOB).absolute()]
+    done = subprocess.run(
+        [*command, "--set", "data.kind=mine:Mine"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -20,10 +20,13 @@ Lanes = list[list[Stream]]
 
 
 def source_buffers(plan: StepPlan, side: Side, microbatch: int) -> Buffers:
-    """Return the projector's output rows of every rank of the source's last stage."""
-    images = _tokens_of_images(plan, side.module)
+    """Return the projector's output rows of every rank of the source's last stage.
+
+    Class tokens are computed behind every image, but are nobody's tokens.
+    """
+    images, class_tokens = _tokens_of_images(plan, side.module), [None] * side.extra_tokens
     lanes = [
-        [list(image) for i in lane for image in images[i]]
+        [[*image, *class_tokens] for i in lane for image in images[i]]
         for lane in plan.assignment[side.module][microbatch]
     ]
     return _over_ranks(side, side.grid.pp - 1, lanes)

@@ -172,6 +172,7 @@ def sides(draw: st.DrawFn, module: str, grid: Grid, first: int = 0) -> Side:
         sequence_parallel=draw(st.sampled_from([False, True, True]), label="sequence parallel"),
         packed=module != LANGUAGE or draw(st.booleans(), label="packed"),
         equal_lanes=draw(st.booleans(), label="equal lanes"),
+        extra_tokens=0 if module == LANGUAGE else draw(st.sampled_from([0, 0, 1, 2])),
     )
 
 

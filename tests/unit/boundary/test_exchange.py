@@ -197,7 +197,8 @@ def images_only(case: BoundaryCase) -> BoundaryCase:
     sizes = tuple(SampleSize(i, n, 0, {ENCODER: (Slot(0, n),)}) for i, n in enumerate(counts))
     lanes = case.plan.assignment[ENCODER]
     grid = replace(case.source.grid, pp=1)
-    source = replace(case.source, grid=grid, places=case.source.places[: grid.size])
+    places = case.source.places[: grid.size]
+    source = replace(case.source, grid=grid, places=places, extra_tokens=0)
     plan = StepPlan(0, sizes, {ENCODER: lanes, LANGUAGE: lanes})
     return BoundaryCase(plan, source, replace(source, module=LANGUAGE), case.microbatch)
 

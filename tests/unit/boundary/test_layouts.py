@@ -179,6 +179,16 @@ def test_every_image_of_a_sample_is_padded_for_itself() -> None:
     assert rows_by_place(source_layout(plan, side, [0])) == [[(0, 0), (2, 1)], [(2, 2)]]
 
 
+def test_a_class_token_behind_every_image_is_a_row_that_nobody_is_sent() -> None:
+    slots = (Slot(0, 1), Slot(1, 2))
+    plan = StepPlan(0, (SampleSize(0, 3, 1, {ENCODER: slots}),), {ENCODER: (((0,),),)})
+    side = Side(ENCODER, Grid(), (0,), extra_tokens=1)  # rows 0 | class | 1 2 | class
+    assert source_rows(plan, side, [0]) == (5,)
+    assert rows_by_place(source_layout(plan, side, [0])) == [[(0, 0), (2, 1), (3, 2)]]
+    cut = Side(ENCODER, Grid(cp=2), (0, 1), extra_tokens=1)  # 0 c . . | 1 2 c . in 4 chunks each
+    assert rows_by_place(source_layout(plan, cut, [0])) == [[(0, 0), (2, 1)], [(2, 2)]]
+
+
 def test_equal_lanes_pad_the_short_lane_but_not_all_empty_ones() -> None:
     plan = plan_of([3, 0, 4], vision=[[0, 2], [1]])
     side = Side(ENCODER, Grid(dp=2), (0, 1), equal_lanes=True)

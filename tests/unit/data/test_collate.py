@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from disagg_train.data.collate import context_positions, pack_images, pack_text
+from disagg_train.data.collate import context_positions, pack_inputs, pack_text
 from disagg_train.data.source import IGNORE, Sample
+from disagg_train.data.tokens import InputTokens
+from disagg_train.errors import DataError
 from disagg_train.topology.stream import Cut
 
 
@@ -14,28 +16,39 @@ def _sample(length: int) -> Sample:
     return Sample(0, np.arange(length), labels, answer_start=length - 1)
 
 
-def _image(height: int, width: int) -> np.ndarray:
-    return np.arange(height * width, dtype=np.float32).reshape(height, width, 1)
-
-
-def test_patches_are_cut_column_by_column() -> None:
-    packed = pack_images([_image(4, 6)], patch_size=2, merge=1, stream=Cut().stream([6]))
-    assert packed.rows_P.tolist() == [0, 1, 0, 1, 0, 1]
-    assert packed.columns_P.tolist() == [0, 0, 1, 1, 2, 2]
-    assert packed.patches_PX[1].tolist() == [12, 13, 18, 19]
-    assert packed.patches_PX[2].tolist() == [2, 3, 8, 9]
+def _input(num_tokens: int, first: float = 1.0) -> InputTokens:
+    values = first + np.arange(num_tokens * 2, dtype=np.float32).reshape(num_tokens, 2)
+    return InputTokens(values, np.arange(num_tokens), np.arange(num_tokens) + 7, (num_tokens, 1))
 
 
 @pytest.mark.parametrize(
     ("cut", "starts", "length"),
     [(Cut(), (0, 4), 6), (Cut(tp=4), (0, 4), 8), (Cut(cp=2), (0, 8), 16)],
 )
-def test_images_start_where_the_stream_says_in_patches(
+def test_inputs_start_where_the_stream_says_before_they_are_merged(
     cut: Cut, starts: tuple[int, int], length: int
 ) -> None:
-    packed = pack_images([_image(4, 4), _image(2, 4)], 2, merge=2, stream=cut.stream([2, 1]))
-    assert len(packed.rows_P) == length
-    assert [packed.patches_PX[start, 1] for start in starts] == [1.0, 1.0]
+    packed = pack_inputs([_input(4), _input(2, 9.0)], 2, merge=2, stream=cut.stream([2, 1]))
+    assert packed.values_PX.shape == (length, 2)
+    assert [packed.values_PX[start, 0] for start in starts] == [1.0, 9.0]
+    assert packed.grids == ((4, 1), (2, 1))
+    for number, start, count in ((0, starts[0], 4), (1, starts[1], 2)):
+        at = slice(start, start + count)
+        assert packed.rows_P[at].tolist() == list(range(count))
+        assert packed.columns_P[at].tolist() == list(range(7, 7 + count))
+        assert packed.inputs_P[at].tolist() == [number] * count
+
+
+def test_padding_of_inputs_is_zero() -> None:
+    packed = pack_inputs([_input(3)], 2, merge=1, stream=Cut(tp=4).stream([3]))
+    for each in (packed.values_PX, packed.rows_P, packed.columns_P, packed.inputs_P):
+        assert not each[3:].any()
+
+
+@pytest.mark.parametrize(("tokens", "values"), [(3, 2), (5, 2), (4, 3)])
+def test_an_input_that_its_index_did_not_promise_is_refused(tokens: int, values: int) -> None:
+    with pytest.raises(DataError, match=f"makes {tokens} tokens of 2 values"):
+        pack_inputs([_input(tokens)], values, merge=1, stream=Cut().stream([4]))
 
 
 def test_merged_patches_stay_on_one_cp_rank() -> None:

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from disagg_train.data.digits import DigitsSource
+from disagg_train.data.image_processors import ImageGeometry
 from disagg_train.data.index import check_sample
-from disagg_train.data.source import ImageGeometry, Sample
+from disagg_train.data.source import Sample
 from disagg_train.errors import DataError
 
 _MERGED = {"vision": ImageGeometry(patch_size=4, merge=4)}
@@ -30,7 +31,7 @@ def test_sizes_differ_and_some_samples_have_no_image(source: DigitsSource) -> No
 def test_labels_are_the_number_that_the_strip_shows(source: DigitsSource) -> None:
     sample = source.load(source.sizes("train")[0].key)
     answer = source.text(sample.labels_S[sample.labels_S >= 0].tolist())
-    assert sample.images["vision"][0].shape == (8, 8 * len(answer), 1)
+    assert sample.inputs["vision"][0].shape == (8, 8 * len(answer), 1)
     assert answer.isdigit()
 
 
@@ -44,7 +45,7 @@ def test_training_and_evaluation_use_disjoint_scans(source: DigitsSource) -> Non
     def scans(split: str) -> set[bytes]:
         found = set()
         for size in source.sizes(split):
-            for strip in source.load(size.key).images.get("vision", ()):
+            for strip in source.load(size.key).inputs.get("vision", ()):
                 found |= {digit.tobytes() for digit in np.split(strip, strip.shape[1] // 8, axis=1)}
         return found
 
@@ -63,7 +64,7 @@ def test_a_held_out_sample_does_not_tell_its_length(source: DigitsSource) -> Non
 def test_the_same_key_gives_the_same_sample() -> None:
     first, second = (DigitsSource(_MERGED, seed=3, text_only=0.0).load(11) for _ in range(2))
     assert (first.token_ids_S == second.token_ids_S).all()
-    assert (first.images["vision"][0] == second.images["vision"][0]).all()
+    assert (first.inputs["vision"][0] == second.inputs["vision"][0]).all()
 
 
 @pytest.mark.parametrize(

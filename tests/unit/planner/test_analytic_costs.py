@@ -52,6 +52,20 @@ def test_a_forward_has_two_flops_per_weight_and_token_and_its_attention() -> Non
     assert forward_s == pytest.approx([(matrices + attention) / 1e9] * 2)
 
 
+def test_heads_are_as_wide_as_the_model_says() -> None:
+    """8 heads of 16 in 2 groups: queries and outputs are 128 wide, keys and values 32."""
+    sizes = {"head_size": 16, "num_query_groups": 2}
+    costs = one_rank(*(f"modules.language.model.{name}={size}" for name, size in sizes.items()))
+    layer = 2 * WIDTH * (128 + 32) + 3 * WIDTH * 4 * WIDTH
+    matrices = 2 * 4 * TOKENS * (LAYERS * layer + VOCABULARY * WIDTH)
+    attention = LAYERS * 2 * 128 * 4 * TOKENS**2
+    forward_s = costs.seconds[OpKind.FORWARD, "language"]
+    assert forward_s == pytest.approx([(matrices + attention) / 1e9] * 2)
+    narrower, fp32 = one_rank().activation_bytes["language"][0], 4
+    grown = 4 * TOKENS * LAYERS * 2 * ((128 + 32) - (64 + 64)) * fp32
+    assert costs.activation_bytes["language"][0] - narrower == grown
+
+
 def test_a_backward_costs_two_forwards_and_is_the_sum_of_its_halves() -> None:
     forward, inputs, weights, backward = (one_rank().seconds[k, "language"][0] for k in PASSES)
     assert backward == pytest.approx(2 * forward)

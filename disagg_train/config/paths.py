@@ -1,0 +1,47 @@
+"""Paths of a data set, made absolute: ranks may run in other folders than the driver."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_FILES = ("tokenizer", "chat_template", "index_folder")
+_SET_FILES = ("path", "root")
+
+
+def with_absolute_paths(data: Any) -> Any:
+    """Return the ``data`` of a job with the paths of the kind `chat` absolute.
+
+    A set keeps its given path as its name, so that the order of samples does not depend on
+    where the data lies. What is not as it should be is left for the rules to name.
+
+    Args:
+        data: as the job file has it.
+    """
+    options = data.get("options") if isinstance(data, Mapping) else None
+    if not isinstance(options, Mapping) or data.get("kind") != "chat":
+        return data
+    found = dict(options)
+    for field in _FILES:
+        if isinstance(path := found.get(field), str):
+            is_hub_id = field == "tokenizer" and not Path(path).expanduser().is_dir()
+            found[field] = path if is_hub_id else _absolute(path)
+    if isinstance(sources := found.get("sources"), list | tuple):
+        found["sources"] = [_with_absolute_files(each) for each in sources]
+    if isinstance(evaluation := found.get("evaluation"), Mapping):
+        found["evaluation"] = _with_absolute_files(evaluation)
+    return {**data, "options": found}
+
+
+def _with_absolute_files(source: Any) -> Any:
+    if not isinstance(source, Mapping) or not isinstance(source.get("path"), str):
+        return source
+    paths = {
+        field: _absolute(source[field])
+        for field in _SET_FILES
+        if isinstance(source.get(field), str)
+    }
+    return {"name": source["path"], **source, **paths}
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
