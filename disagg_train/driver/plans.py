@@ -141,10 +141,12 @@ def _training_assignment(job: JobConfig, samples: tuple[SampleSize, ...]) -> dic
 
 
 def _by_count(job: JobConfig, num_samples: int, microbatches: int) -> dict[str, Assignment]:
-    return {
-        name: in_order(num_samples, microbatches, module.parallel.dp)
-        for name, module in job.modules.items()
-    }
+    return {name: assign(job, name, num_samples, microbatches) for name in job.modules}
+
+
+def assign(job: JobConfig, module: str, num_samples: int, microbatches: int) -> Assignment:
+    """Return which samples each microbatch of each dp rank of a module holds, by count alone."""
+    return in_order(num_samples, microbatches, job.modules[module].parallel.dp)
 
 
 def job_schedules(job: JobConfig) -> tuple[Schedule, Schedule]:

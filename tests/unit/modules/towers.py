@@ -154,9 +154,10 @@ def _arguments(family: Family) -> dict[str, Any]:
         return {"input_features": torch.stack(inputs).transpose(1, 2)}
     if family.kind != "siglip2":
         return {"pixel_values": torch.stack(inputs).permute(0, 3, 1, 2)}
-    from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
+    from transformers.models.siglip2.image_processing_pil_siglip2 import convert_image_to_patches
 
-    patches = [convert_image_to_patches(each.permute(2, 0, 1), PATCH) for each in inputs]
+    channels_first = [each.permute(2, 0, 1).numpy() for each in inputs]
+    patches = [torch.from_numpy(convert_image_to_patches(x, PATCH)) for x in channels_first]
     lengths = [len(each) for each in patches]
     pixels = torch.nn.utils.rnn.pad_sequence(patches, batch_first=True)
     mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
