@@ -302,9 +302,9 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _schema(arguments: argparse.Namespace) -> int:
     del arguments
-    from disagg_train.config.job import JobConfig
+    from disagg_train.config.load import job_schema
 
-    print(json.dumps(JobConfig.model_json_schema(), indent=2))
+    print(json.dumps(job_schema(), indent=2))
     return 0
 
 

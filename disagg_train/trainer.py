@@ -1,5 +1,6 @@
 """The Python API: ``for step in Trainer("job.yaml").fit(): ...``, in scripts and notebooks."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -127,6 +128,7 @@ class Trainer:
         with (
             JsonLines(self.output / "metrics.jsonl") as metrics,
             JsonLines(self.output / "evaluations.jsonl") as evaluations,
+            self._listing_bad_samples(),
         ):
             save_schedule(session.schedule, self.output / "schedule.yaml")
             steps = loop.train(
@@ -145,13 +147,20 @@ class Trainer:
                     self.evaluations.append(self._evaluate(session, record.step + 1))
                     evaluations.write(self.evaluations[-1].as_dict())
                 yield record
-        if self.bad.count:
-            with JsonLines(self.output / "bad_samples.jsonl") as listed:
-                for bad in self.bad:
-                    listed.write(asdict(bad))
         write_trace(self.output / "trace.json", traced, session.row_names)
         self._draw()
         self._save(session)
+
+    @contextlib.contextmanager
+    def _listing_bad_samples(self) -> Iterator[None]:
+        """Write what was taken out at the end, also where too many of them are the end."""
+        try:
+            yield
+        finally:
+            if self.bad.count:
+                with JsonLines(self.output / "bad_samples.jsonl") as listed:
+                    for bad in self.bad:
+                        listed.write(asdict(bad))
 
     def _evaluates_after(self, step: int) -> bool:
         evaluation, done = self.job.train.evaluation, step + 1

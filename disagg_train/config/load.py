@@ -13,6 +13,8 @@ from disagg_train.config.paths import with_absolute_paths
 from disagg_train.config.pretrained import fill_pretrained
 from disagg_train.errors import ConfigError
 
+_FILLED_IN = ("kind", "model")
+
 
 def load_job(
     source: str | Path | Mapping[str, Any] | JobConfig, overrides: Sequence[str] = ()
@@ -37,6 +39,15 @@ def load_job(
         return JobConfig.model_validate(content)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(dict(e)) for e in error.errors())) from None
+
+
+def job_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a job file; what a `pretrained` checkpoint fills in may lack."""
+    schema = JobConfig.model_json_schema()
+    for part in schema["$defs"].values():
+        if {"pretrained", "model"} <= part.get("properties", {}).keys():
+            part["required"] = [name for name in part["required"] if name not in _FILLED_IN]
+    return schema
 
 
 def _content(source: str | Path | Mapping[str, Any] | JobConfig) -> Any:

@@ -154,6 +154,8 @@ def test_skipped_samples_leave_no_trace_in_losses_and_evaluations(
 def test_more_bad_samples_than_allowed_end_the_run(run: Run) -> None:
     bad = [each for each, _ in _ALL.values()]
     limit = f"data.max_bad_samples={len(_IN_INDEX) + 1}"
-    code, message, _ = run("many", [*_good(), *bad], "data.on_bad_sample=skip", limit)
+    code, message, output = run("many", [*_good(), *bad], "data.on_bad_sample=skip", limit)
     assert code == 1
     assert f"are bad, more than data.max_bad_samples={len(_IN_INDEX) + 1}" in message
+    listed = (output / "bad_samples.jsonl").read_text().splitlines()
+    assert len(listed) > len(_IN_INDEX) + 1

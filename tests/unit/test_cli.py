@@ -33,6 +33,7 @@ def test_the_schema_knows_every_top_level_field(capsys: pytest.CaptureFixture[st
     wanted = {"name", "seed", "groups", "modules", "data", "train", "output", "fallback"}
     assert wanted <= set(schema["properties"])
     assert schema["properties"]["fallback"]["description"]
+    assert schema["$defs"]["SiglipModule"]["required"] == ["group"]
 
 
 def test_check_prints_ranks_layouts_routes_and_passes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,13 +1,11 @@
 """However a stage runs its backward, the gradients are the same; memory is what differs."""
 
-import multiprocessing
-import pickle
-
 import numpy as np
 import pytest
 
 from disagg_train.driver.parity import max_relative_gradient
 from tests.unit.engine.backward_ranks import LAYOUTS, NUM_RANKS, WAYS, Seen, run_every_layout
+from tests.unit.forked import run_ranks
 
 TOLERANCE = 1e-6
 UNEVEN = {"gpt ep2", "gpt frozen", "vit projector only"}
@@ -21,12 +19,7 @@ other_ways = pytest.mark.parametrize("way", [way for way in WAYS if way != "plai
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Return what each rank of each layout saw. The ranks are forked after one slow import."""
-    from torch.multiprocessing import start_processes
-
-    folder = tmp_path_factory.mktemp("backward")
-    multiprocessing.set_forkserver_preload(["disagg_train.engine.inspect"])
-    start_processes(run_every_layout, (folder,), NUM_RANKS, start_method="forkserver")
-    ranks = [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(NUM_RANKS)]
+    ranks = run_ranks(run_every_layout, NUM_RANKS, tmp_path_factory.mktemp("backward"))
     return {
         (layout, way): [rank[layout, way] for rank in ranks if (layout, way) in rank]
         for layout in LAYOUTS

@@ -1,13 +1,12 @@
 """What a job file says of training one module: what stays, how fast, and in which precision."""
 
-import multiprocessing
-import pickle
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.unit.engine.control_ranks import DECAY, LR, NUM_RANKS, Precise, watch_controls
+from tests.unit.forked import run_ranks
 
 Runs = list[dict[str, Any]]
 
@@ -15,12 +14,7 @@ Runs = list[dict[str, Any]]
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Return what each rank saw. The ranks are forked after one slow import."""
-    from torch.multiprocessing import start_processes
-
-    folder = tmp_path_factory.mktemp("controls")
-    multiprocessing.set_forkserver_preload(["disagg_train.engine.inspect"])
-    start_processes(watch_controls, (folder,), NUM_RANKS, start_method="forkserver")
-    return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(NUM_RANKS)]
+    return run_ranks(watch_controls, NUM_RANKS, tmp_path_factory.mktemp("controls"))
 
 
 def changed(runs: Runs, experiment: str) -> set[str]:

@@ -61,8 +61,8 @@ def grid_of(layout: str) -> Grid:
     return Grid(**{axis: LAYOUTS[layout].get(axis, 1) for axis in ("tp", "cp", "pp")})
 
 
-def encode(rank: int, layout: str, folder: Path) -> None:
-    """Be one rank of a layout; leave what it saw in ``folder``."""
+def encode(rank: int, layout: str, towers: Path, folder: Path) -> None:
+    """Be one rank of a layout, with the towers in a folder; leave what it saw in another."""
     import torch
 
     from disagg_train.modules import cpu
@@ -70,11 +70,11 @@ def encode(rank: int, layout: str, folder: Path) -> None:
 
     torch.set_num_threads(1)
     cpu.install()
-    grid, layout_folder = grid_of(layout), folder / layout.replace(" ", "-")
-    with world(rank, grid.size, layout_folder / "world"):
+    grid = grid_of(layout)
+    with world(rank, grid.size, folder / "world"):
         groups = make_process_groups(grid, 1, "gloo", DEADLINE_S)
-        seen = _see(layout, folder, rank, groups)
-    (layout_folder / f"{rank}.pickle").write_bytes(pickle.dumps(seen))
+        seen = _see(layout, towers, rank, groups)
+    (folder / f"{rank}.pickle").write_bytes(pickle.dumps(seen))
 
 
 def cases(layout: str) -> Iterator[Case]:

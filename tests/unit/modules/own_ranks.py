@@ -56,7 +56,7 @@ def run(rank: int, folder: Path) -> None:
             seen.messages[name] = _message(name)
         seen.messages["MixesSamples, frozen"] = _message("MixesSamples", freeze=True)
         _look_at_the_plain_one(seen)
-    (folder / "seen.pickle").write_bytes(pickle.dumps(seen))
+    (folder / f"{rank}.pickle").write_bytes(pickle.dumps(seen))
 
 
 def _look_at_the_plain_one(seen: Seen) -> None:

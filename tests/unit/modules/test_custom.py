@@ -1,11 +1,10 @@
 """A plain module becomes a stage; one that breaks its promises is told which."""
 
-import multiprocessing
-import pickle
 import re
 
 import pytest
 
+from tests.unit.forked import run_ranks
 from tests.unit.modules.own_ranks import WIDTHS, Seen, run
 
 pytestmark = pytest.mark.slow
@@ -14,12 +13,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     """Return what came of the classes. The rank is forked after one slow import."""
-    from torch.multiprocessing import start_processes
-
-    folder = tmp_path_factory.mktemp("own")
-    multiprocessing.set_forkserver_preload(["disagg_train.engine.inspect"])
-    start_processes(run, (folder,), 1, start_method="forkserver")
-    found = pickle.loads((folder / "seen.pickle").read_bytes())
+    (found,) = run_ranks(run, 1, tmp_path_factory.mktemp("own"))
     assert isinstance(found, Seen)
     return found
 

@@ -1,7 +1,5 @@
 """Pretrained encoders give what transformers gives, on any layout."""
 
-import multiprocessing
-import pickle
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from disagg_train.driver.parity import max_relative_gradient
+from tests.unit.forked import run_ranks
 from tests.unit.modules.encoder_ranks import (
     LAYOUTS,
     Case,
@@ -41,15 +40,11 @@ class Trials:
 
     def seen(self, layout: str) -> list[Seen]:
         """Return what each rank saw."""
-        from torch.multiprocessing import start_processes
-
         if layout not in self._seen:
-            ranks, folder = grid_of(layout).size, self.folder / layout.replace(" ", "-")
+            folder = self.folder / layout.replace(" ", "-")
             folder.mkdir()
-            multiprocessing.set_forkserver_preload(["disagg_train.engine.inspect"])
-            start_processes(encode, (layout, self.folder), ranks, start_method="forkserver")
-            found = [(folder / f"{rank}.pickle").read_bytes() for rank in range(ranks)]
-            self._seen[layout] = [pickle.loads(each) for each in found]
+            ranks = grid_of(layout).size
+            self._seen[layout] = run_ranks(encode, ranks, folder, layout, self.folder)
         return self._seen[layout]
 
 

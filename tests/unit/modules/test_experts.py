@@ -1,7 +1,5 @@
 """Experts on several ranks train the model that they train on one."""
 
-import multiprocessing
-import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from disagg_train.driver.parity import max_relative_gradient
+from tests.unit.forked import run_ranks
 from tests.unit.modules.expert_ranks import (
     EXPERTS_PER_TOKEN,
     LAYOUTS,
@@ -31,12 +30,7 @@ several_ranks = pytest.mark.parametrize("layout", [name for name in LAYOUTS if n
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Return what each rank of each layout saw. The ranks are forked after one slow import."""
-    from torch.multiprocessing import start_processes
-
-    folder = tmp_path_factory.mktemp("experts")
-    multiprocessing.set_forkserver_preload(["disagg_train.engine.inspect"])
-    start_processes(train_every_layout, (folder,), MOST_RANKS, start_method="forkserver")
-    ranks = [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(MOST_RANKS)]
+    ranks = run_ranks(train_every_layout, MOST_RANKS, tmp_path_factory.mktemp("experts"))
     return {name: [rank[name] for rank in ranks if name in rank] for name in LAYOUTS}
 
 

@@ -1,6 +1,5 @@
 """LLMs of every family, loaded from transformers' checkpoints, compute what transformers does."""
 
-import multiprocessing
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from disagg_train.driver.parity import max_relative_gradient
+from tests.unit.forked import run_ranks
 from tests.unit.modules.family_ranks import (
     FAMILIES,
     LAYOUTS,
@@ -41,13 +41,8 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Return what ranks saw that are forked after one slow import."""
-    from torch.multiprocessing import start_processes
-
     folder = tmp_path_factory.mktemp("families")
-    multiprocessing.set_forkserver_preload(["disagg_train.engine.inspect"])
-    start_processes(run_families, (folder,), NUM_RANKS, start_method="forkserver")
-    ranks = [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(NUM_RANKS)]
-    return Runs(folder, ranks)
+    return Runs(folder, run_ranks(run_families, NUM_RANKS, folder))
 
 
 each_layout = pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """Low-rank additions train the same on every layout, and merge into the matrices."""
 
-import multiprocessing
-import pickle
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 from disagg_train.config.modules import LoraConfig
 from disagg_train.driver.parity import max_relative_gradient
 from disagg_train.modules.lora import merged
+from tests.unit.forked import run_ranks
 from tests.unit.modules.lora_ranks import (
     LAYOUTS,
     MIXTURES,
@@ -32,12 +31,7 @@ every_layout = pytest.mark.parametrize(
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Return what each rank of each layout saw. The ranks are forked after one slow import."""
-    from torch.multiprocessing import start_processes
-
-    folder = tmp_path_factory.mktemp("lora")
-    multiprocessing.set_forkserver_preload(["disagg_train.engine.inspect"])
-    start_processes(train_every_layout, (folder,), NUM_RANKS, start_method="forkserver")
-    ranks = [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(NUM_RANKS)]
+    ranks = run_ranks(train_every_layout, NUM_RANKS, tmp_path_factory.mktemp("lora"))
     return {name: [rank[name] for rank in ranks if name in rank] for name in (*LAYOUTS, *MIXTURES)}
 
 

@@ -1,8 +1,6 @@
 """An embedding that is the output layer too stays one matrix, on however many stages."""
 
 import math
-import multiprocessing
-import pickle
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +10,7 @@ import torch
 from disagg_train.data.source import Sample
 from disagg_train.driver.parity import max_relative_gradient
 from tests.parity.plain_vlm import PlainVlm
+from tests.unit.forked import run_ranks
 from tests.unit.modules.language_ranks import sample
 from tests.unit.modules.tied_ranks import (
     CASES,
@@ -37,13 +36,7 @@ others = pytest.mark.parametrize("name", [n for n in TRAINED if n not in ("one",
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Return what each rank of each case saw. The ranks are forked after one slow import."""
-    from torch.multiprocessing import start_processes
-
-    folder = tmp_path_factory.mktemp("tied")
-    preload = ["disagg_train.engine.inspect", "disagg_train.engine.decode"]
-    multiprocessing.set_forkserver_preload(preload)
-    start_processes(train_every_case, (folder,), MOST_RANKS, start_method="forkserver")
-    ranks = [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(MOST_RANKS)]
+    ranks = run_ranks(train_every_case, MOST_RANKS, tmp_path_factory.mktemp("tied"))
     return {name: [rank[name] for rank in ranks if name in rank] for name in CASES}
 
 
