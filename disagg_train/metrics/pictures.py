@@ -78,7 +78,9 @@ def _visible(image_HWC: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _short(text: str) -> str:
-    line = " ".join(text.split())
+    line = "".join(
+        c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split())
+    )
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 
