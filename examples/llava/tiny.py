@@ -36,8 +36,8 @@ TEMPLATE = (
 def make(folder: Path, samples: int = 400, held_out: int = 64) -> None:
     """Write the models, the photos and the two annotation files."""
     set_seed(0)
-    size = save_tokenizer(folder / "qwen")
-    save_models(folder, size)
+    tokenizer = save_tokenizer(folder / "qwen")
+    save_models(folder, tokenizer)
     photos = folder / "photos"
     photos.mkdir(parents=True, exist_ok=True)
     draw = random.Random(0)
@@ -46,7 +46,7 @@ def make(folder: Path, samples: int = 400, held_out: int = 64) -> None:
         (folder / f"{name}.json").write_text(json.dumps(entries, indent=1))
 
 
-def save_tokenizer(folder: Path) -> int:
+def save_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """Save a tokenizer of bytes, with Qwen's special tokens and its chat template."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
@@ -58,10 +58,10 @@ def save_tokenizer(folder: Path) -> int:
     fast.add_special_tokens({"additional_special_tokens": list(SPECIAL)})
     fast.chat_template = TEMPLATE
     fast.save_pretrained(folder)
-    return len(fast)
+    return fast
 
 
-def save_models(folder: Path, vocabulary: int) -> None:
+def save_models(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """Save a vision tower with its image processor, and an LLM."""
     vision = SiglipVisionConfig(
         hidden_size=64,
@@ -75,7 +75,8 @@ def save_models(folder: Path, vocabulary: int) -> None:
     size = {"height": SIDE, "width": SIDE}
     SiglipImageProcessor(size=size).save_pretrained(folder / "siglip")
     language = Qwen2Config(
-        vocab_size=-(-vocabulary // 64) * 64,
+        vocab_size=-(-len(tokenizer) // 64) * 64,
+        eos_token_id=tokenizer.eos_token_id,
         hidden_size=96,
         intermediate_size=256,
         num_hidden_layers=2,
