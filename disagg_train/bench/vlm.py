@@ -16,6 +16,7 @@ from torch import Tensor
 
 from actors.rendezvous import RendezvousHost
 from disagg_train.bench.alternation import Paired, measure, num_steps
+from disagg_train.bench.jobs import with_steps
 from disagg_train.bench.machine import commit, hardware
 from disagg_train.bench.torchrun import PlainRank, job_plans, make_ours
 from disagg_train.config.job import LANGUAGE, JobConfig, Precision
@@ -129,7 +130,7 @@ def vlm_job(
 
 def run_vlm(job: JobConfig, blocks: int) -> VlmResult:
     """Train both in alternation and compare."""
-    job = _with_steps(job, num_steps(blocks))
+    job = with_steps(job, num_steps(blocks))
     ours, theirs = Ours(job), Transformers(job)
     try:
         times = measure(ours, theirs, blocks)
@@ -146,10 +147,6 @@ def run_vlm(job: JobConfig, blocks: int) -> VlmResult:
         torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         job.train.precision,
     )
-
-
-def _with_steps(job: JobConfig, steps: int) -> JobConfig:
-    return job.model_copy(update={"train": job.train.model_copy(update={"steps": steps})})
 
 
 class Ours:

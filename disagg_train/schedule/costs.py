@@ -1,11 +1,10 @@
 """What a schedule costs: seconds of every op, seconds and bytes of transfers, activations."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import inf
 
 from disagg_train.errors import PlanError
-from disagg_train.schedule.graph import StageGraph
 from disagg_train.schedule.ops import Op, OpKind
 
 Values = tuple[float, ...]
@@ -31,11 +30,6 @@ class TransferCost:
     def seconds(self, microbatch: int) -> float:
         """Return how long one microbatch's rows are on their way."""
         return at(self.latency_s, microbatch) + at(self.num_bytes, microbatch) / self.bytes_per_s
-
-    def scaled(self, factor: float) -> "TransferCost":
-        """Return the transfer that takes ``factor`` times as long."""
-        latency_s = tuple(factor * value for value in self.latency_s)
-        return TransferCost(latency_s, self.num_bytes, self.bytes_per_s / factor)
 
 
 @dataclass(frozen=True)
@@ -92,34 +86,6 @@ class CostModel:
     def bytes_of(self, stage: str, microbatch: int) -> float:
         """Return the bytes of a microbatch's activations on one rank of a stage."""
         return at(self.activation_bytes.get(stage, (0.0,)), microbatch)
-
-    def scaled(self, factor: float) -> "CostModel":
-        """Return the model in which everything takes ``factor`` times as long."""
-        return replace(
-            self,
-            seconds={k: tuple(factor * v for v in values) for k, values in self.seconds.items()},
-            transfers={key: cost.scaled(factor) for key, cost in self.transfers.items()},
-            start_s=factor * self.start_s,
-        )
-
-
-def uniform_costs(
-    graph: StageGraph,
-    forward_s: float = 1.0,
-    backward_s: float = 2.0,
-    transfer_s: float = 0.0,
-    activation_bytes: float = 1.0,
-) -> CostModel:
-    """Return the model in which all stages and edges are alike, and an update costs nothing."""
-    passes = ((OpKind.FORWARD, forward_s), (OpKind.BACKWARD, backward_s))
-    sends = (OpKind.SEND_FORWARD, OpKind.SEND_BACKWARD)
-    return CostModel(
-        seconds={(kind, stage): (each_s,) for stage in graph.nodes for kind, each_s in passes},
-        transfers={
-            (kind, edge.name): TransferCost((transfer_s,)) for edge in graph.edges for kind in sends
-        },
-        activation_bytes=dict.fromkeys(graph.nodes, (activation_bytes,)),
-    )
 
 
 def at(values: Values, microbatch: int) -> float:

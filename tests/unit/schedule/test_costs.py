@@ -4,12 +4,13 @@ import pytest
 
 from disagg_train.errors import PlanError
 from disagg_train.metrics.records import RankReport, Span
-from disagg_train.schedule.costs import CostModel, TransferCost, uniform_costs
+from disagg_train.schedule.costs import CostModel, TransferCost
 from disagg_train.schedule.graph import StageGraph
 from disagg_train.schedule.measured_costs import measured_costs
 from disagg_train.schedule.ops import Op, OpKind
 from disagg_train.schedule.simulate import simulate
 from disagg_train.schedule.timeline import Timeline
+from tests.unit.schedule.costs import uniform_costs
 from tests.unit.schedule.strategies import (
     LANGUAGE,
     disjoint_graph,
@@ -59,7 +60,6 @@ def test_costs_per_microbatch_end_where_they_end() -> None:
 def test_a_transfer_takes_its_latency_and_its_bytes_time() -> None:
     cost = TransferCost((0.5,), (100.0, 300.0), bytes_per_s=200.0)
     assert [cost.seconds(0), cost.seconds(1)] == [1.0, 2.0]
-    assert cost.scaled(2.0).seconds(1) == 4.0
 
 
 def test_the_two_directions_of_an_edge_have_costs_of_their_own() -> None:

@@ -12,7 +12,7 @@ from disagg_train.errors import PlanError
 from disagg_train.metrics.records import RankReport
 from disagg_train.schedule.alike import alike_ranks
 from disagg_train.schedule.build import training_schedule
-from disagg_train.schedule.costs import CostModel, TransferCost, uniform_costs
+from disagg_train.schedule.costs import CostModel, TransferCost
 from disagg_train.schedule.evaluation import evaluation_schedule
 from disagg_train.schedule.expected import inputs_of
 from disagg_train.schedule.graph import Edge, StageGraph
@@ -20,6 +20,7 @@ from disagg_train.schedule.language import Pipeline
 from disagg_train.schedule.ops import Op, OpKind, Schedule
 from disagg_train.schedule.simulate import peak_bytes, simulate
 from disagg_train.schedule.timeline import Slice, Timeline
+from tests.unit.schedule.costs import scaled, uniform_costs
 from tests.unit.schedule.faults import carrying, computing, edited, moved_before
 from tests.unit.schedule.strategies import (
     LANGUAGE,
@@ -253,8 +254,8 @@ def test_costs_times_k_are_times_times_k(
 ) -> None:
     costs = data.draw(costs_for(case.graph))
     once = simulate(case.schedule, case.graph, costs)
-    scaled = simulate(case.schedule, case.graph, costs.scaled(factor))
-    assert [[each.end_s for each in slices] for slices in scaled.slices] == [
+    slower = simulate(case.schedule, case.graph, scaled(costs, factor))
+    assert [[each.end_s for each in slices] for slices in slower.slices] == [
         [factor * each.end_s for each in slices] for slices in once.slices
     ]
 
