@@ -15,7 +15,7 @@ help:  ## list the targets
 	touch $@
 
 demo: .venv/installed  ## train a small vision-language model on disjoint actor groups
-	.venv/bin/disagg-train train $(JOB)
+	.venv/bin/disagg-train train $(JOB) --overwrite
 
 test: .venv/installed  ## unit tests and parity with one process
 	$(PYTHON) -m pytest -m "not slow and not bench and not gpu"

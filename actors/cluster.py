@@ -8,21 +8,31 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from math import lcm
+from functools import partial
+from math import floor, lcm
 from pathlib import Path
+from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.agent import Agents
 from actors.group import ActorGroup, locate
 from actors.resources import ByGroup
+from actors.starting import Starting, numbered
 from actors.worker import start_actor
 from disagg_train.config.job import JobConfig
 from disagg_train.config.modules import ParallelConfig
 from disagg_train.errors import ClusterError
 
-_POLL_S = 0.1
+_POLL_S, _PLACED_POLL_S = 0.1, 1.0
+_GOODBYE_S = 5.0
 
 
 @contextlib.contextmanager
@@ -120,8 +130,30 @@ def _colocated(job: JobConfig, ranks: int) -> JobConfig:
     )
 
 
+class LostCapacity(ClusterError):  # noqa: N818 - not a mistake, but news
+    """The cluster has no room any more for all ranks of a group that is to be made anew.
+
+    Args:
+        group: the group.
+        ranks: how many of its ranks can be placed now.
+        wanted: how many it has.
+        waited_s: how long room was waited for.
+    """
+
+    def __init__(self, group: str, ranks: int, wanted: int, waited_s: float) -> None:
+        super().__init__(
+            f"group {group!r} has room for {ranks} of its {wanted} ranks, and no more came in "
+            f"{waited_s:g} s; add nodes, or raise recovery.replacement_s"
+        )
+        self.group, self.ranks, self.wanted, self.waited_s = group, ranks, wanted, waited_s
+
+    def __reduce__(self) -> tuple[type["LostCapacity"], tuple[str, int, int, float]]:
+        """Pickle by the constructor's arguments."""
+        return type(self), (self.group, self.ranks, self.wanted, self.waited_s)
+
+
 class Cluster:
-    """The placement groups of one job.
+    """The placement groups of one job, and the actors in them.
 
     Args:
         job: the job, already fitted to the cluster.
@@ -133,17 +165,26 @@ class Cluster:
 
     def __init__(self, job: JobConfig, resources: ByGroup) -> None:
         self._placed: dict[str, PlacementGroup] = {}
-        self._resources = resources
+        self._resources, self._setup_s = resources, job.deadlines.setup_s
+        self.agents = Agents()
         deadline_s = time.monotonic() + job.deadlines.placement_s
         try:
             for name, group in job.groups.items():
-                bundles = [resources[name].bundle()] * group.ranks
-                self._placed[name] = placement_group(bundles, strategy="PACK")
+                self._place(name, group.ranks)
             for name, placed in self._placed.items():
                 self._await(name, placed, deadline_s, job.deadlines.placement_s)
         except BaseException:
-            self.release()
+            self._give_back()
             raise
+
+    @property
+    def on_cpus(self) -> bool:
+        """Whether no rank has a GPU."""
+        return not any(takes.gpus for takes in self._resources.values())
+
+    def _place(self, name: str, ranks: int) -> None:
+        bundles = [self._resources[name].bundle()] * ranks
+        self._placed[name] = placement_group(bundles, strategy="PACK")
 
     @staticmethod
     def _await(name: str, placed: PlacementGroup, until_s: float, deadline_s: float) -> None:
@@ -164,21 +205,98 @@ class Cluster:
         return {name: self._start(name, ranks, deadline_s) for name, ranks in groups.items()}
 
     def _start(self, name: str, ranks: int, deadline_s: float) -> ActorGroup:
-        actors, takes = [], self._resources[name]
-        for bundle in range(ranks):
-            place = PlacementGroupSchedulingStrategy(self._placed[name], bundle)
-            environment = dict(takes.environment)
-            actors.append(start_actor(takes.gpus, takes.cpus, place, environment))
-        addresses = locate(name, actors, deadline_s)
-        gpus = ray.get([actor.gpu_ids.remote() for actor in actors], timeout=deadline_s)
-        order = sorted(range(ranks), key=lambda i: (addresses[i], gpus[i]))
-        return ActorGroup(name, [actors[i] for i in order], [addresses[i] for i in order])
+        actors = [self._start_actor(name, bundle) for bundle in range(ranks)]
+        return numbered(name, actors, locate(name, actors, deadline_s))
 
-    def release(self) -> None:
-        """Give the placement groups back."""
+    def _start_actor(self, name: str, bundle: int) -> Any:
+        takes = self._resources[name]
+        place = PlacementGroupSchedulingStrategy(self._placed[name], bundle)
+        return start_actor(takes.gpus, takes.cpus, place, dict(takes.environment))
+
+    def restart(
+        self, ended: Mapping[str, ActorGroup], groups: Mapping[str, int], deadline_s: float
+    ) -> dict[str, ActorGroup]:
+        """Start the actors of groups anew, whose old ones are ended.
+
+        A group of the same size goes into the bundles that it has: Ray places those of a lost
+        node on another one, once there is room. A group of another size is placed anew.
+
+        Args:
+            ended: what the groups were.
+            groups: how many ranks they are to have.
+            deadline_s: until there is room for all of them.
+
+        Raises:
+            LostCapacity: there is no room for a group.
+        """
+        for name, ranks in groups.items():
+            placed = self._placed.get(name)
+            if placed is not None and placed.bundle_count != ranks:
+                remove_placement_group(self._placed.pop(name))
+            if name not in self._placed:
+                self._place(name, ranks)
+        begin_s = time.monotonic()
+        starting = {
+            name: Starting([partial(self._start_actor, name, bundle) for bundle in range(ranks)])
+            for name, ranks in groups.items()
+        }
+        try:
+            return {
+                name: self._located(name, starting[name], begin_s, deadline_s) for name in groups
+            }
+        except BaseException:
+            for each in starting.values():
+                each.kill()
+            raise
+
+    def _located(
+        self, name: str, starting: Starting, begin_s: float, deadline_s: float
+    ) -> ActorGroup:
+        until_s = begin_s + deadline_s
+        while not starting.wait(until_s):
+            if not self._is_placed(name):
+                raise self._lost(name, starting, deadline_s)
+            if time.monotonic() > begin_s + deadline_s + self._setup_s:
+                raise ClusterError(
+                    f"the actors of group {name!r} did not start in {self._setup_s:g} s; look at "
+                    f"Ray's logs, or raise deadlines.setup_s"
+                )
+            until_s = time.monotonic() + _PLACED_POLL_S
+        return numbered(name, starting.actors, starting.homes)
+
+    def _is_placed(self, name: str) -> bool:
+        """Return whether all bundles of a group are on nodes that live, as far as Ray knows."""
+        return bool(placement_group_table(self._placed[name])["state"] == "CREATED")
+
+    def _lost(self, name: str, starting: Starting, deadline_s: float) -> LostCapacity:
+        found, wanted = starting.num_running, len(starting.actors)
+        room = min(wanted - 1, found + self._room(name))
+        remove_placement_group(self._placed.pop(name))
+        return LostCapacity(name, room, wanted, deadline_s)
+
+    def _room(self, name: str) -> int:
+        """Return how many ranks of a group fit in what is free."""
+        free, takes = _free(), self._resources[name].bundle()
+        return min(floor(free.get(kind, 0.0) / amount) for kind, amount in takes.items())
+
+    def release(self, groups: Mapping[str, ActorGroup], sound: bool) -> None:
+        """End all actors, and give the placement groups back."""
+        for group in groups.values():
+            group.kill()
+        if not sound:
+            homes = [home for group in groups.values() for home in group.homes]
+            self.agents.end(homes, _GOODBYE_S)
+        self._give_back()
+
+    def _give_back(self) -> None:
         for placed in self._placed.values():
             remove_placement_group(placed)
         self._placed.clear()
+        self.agents.close()
+
+    def close(self) -> None:
+        """Give back what no session has taken."""
+        self._give_back()
 
 
 def total_resources() -> dict[str, float]:

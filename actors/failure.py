@@ -1,6 +1,7 @@
 """What Ray says of a dead or failed actor, told as a RankError."""
 
 import ray
+import torch.distributed as dist
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from disagg_train.errors import (
@@ -13,6 +14,7 @@ from disagg_train.errors import (
 )
 
 _QUICK_S = 2.0
+_LONGEST = 500
 _LOST_CONTACT = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting")
 
 
@@ -25,19 +27,20 @@ def explain(
     are.
     """
     if isinstance(error, RayActorError):
-        return RankError(f"the actor died: {_last_line(error)}", group, rank, node, cause="died")
+        return RankError(f"the actor died: {death_of(error)}", group, rank, node, cause="died")
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, DataError | PlanError | CheckpointError):
         return cause
     message = f"{type(cause).__name__}: {cause}"
-    return RankError(message, group, rank, node, _op_of(actor), _cause_of(cause))
+    return RankError(message, group, rank, node, _op_of(actor), cause_of(cause))
 
 
-def _cause_of(error: BaseException) -> Cause:
+def cause_of(error: BaseException) -> Cause:
     """Return whether a rank raised by itself, or only lost contact with another one."""
     if isinstance(error, BoundaryError):
         return "peer"
-    return "collective" if any(text in str(error) for text in _LOST_CONTACT) else "raised"
+    lost = isinstance(error, dist.DistError) or any(text in str(error) for text in _LOST_CONTACT)
+    return "collective" if lost else "raised"
 
 
 def _op_of(actor: ray.actor.ActorHandle) -> str:
@@ -47,6 +50,18 @@ def _op_of(actor: ray.actor.ActorHandle) -> str:
         return ""
 
 
-def _last_line(error: BaseException) -> str:
+def death_of(error: RayActorError) -> str:
+    """Return what Ray says of an actor's end, without its particulars and its advice.
+
+    After a first line come indented particulars, then the reason; where memory ran out, a list
+    of the processes that took it follows.
+    """
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    reasons = [line.strip() for line in lines[1:] if not line.startswith(("\t", " "))]
+    return (reasons[0] if reasons else last_line(error))[:_LONGEST]
+
+
+def last_line(error: object) -> str:
+    """Return the last line of an error's text, or of a traceback: what there is to say."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from threading import Lock, Timer
 from typing import Any
 
@@ -10,10 +9,12 @@ import ray
 from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayActorError
 
+from actors.agent import Home
+from actors.courier import Courier
 from actors.failure import explain
-from disagg_train.engine.setup import RankSetup
+from disagg_train.engine.setup import RankSetup, StateSource
 from disagg_train.errors import ClusterError, RankError, culprit
-from disagg_train.metrics.records import BadSample, RankReport
+from disagg_train.metrics.records import BadSample, RankReport, SnapshotOrder, Stored
 from disagg_train.planner.step_plan import StepPlan
 
 _BLAME_S = 4.0
@@ -25,22 +26,35 @@ class ActorGroup:
     Args:
         name: of the group.
         actors: one per rank.
-        nodes: address of each actor's node.
+        homes: where each actor's process is.
     """
 
     def __init__(
-        self, name: str, actors: Sequence[ray.actor.ActorHandle], nodes: Sequence[str]
+        self, name: str, actors: Sequence[ray.actor.ActorHandle], homes: Sequence[Home]
     ) -> None:
-        self._name, self.actors, self.nodes = name, list(actors), list(nodes)
+        self._name, self.actors, self.homes = name, list(actors), list(homes)
 
     @property
     def name(self) -> str:
         """Name of the group in the job file."""
         return self._name
 
-    def setup(self, setups: Sequence[RankSetup]) -> "Future[list[None]]":
-        """Start building every rank."""
-        return self._all([a.setup.remote(s) for a, s in zip(self.actors, setups, strict=True)])
+    def prepare(self) -> "Future[list[None]]":
+        """Start importing what ranks need."""
+        return self._all([actor.prepare.remote() for actor in self.actors])
+
+    def setup(
+        self,
+        setups: Sequence[RankSetup],
+        source: StateSource | None = None,
+        couriers: Sequence[Courier] | None = None,
+    ) -> "Future[list[None]]":
+        """Start building every rank, from a state and with a courier each where these are given."""
+        sent: Sequence[Courier | None] = couriers or [None] * len(setups)
+        each = zip(self.actors, setups, sent, strict=True)
+        return self._all(
+            [actor.setup.remote(told, source, courier) for actor, told, courier in each]
+        )
 
     def train(self, plan: StepPlan, upcoming: StepPlan | None) -> "Future[Sequence[RankReport]]":
         """Start a training step on every rank."""
@@ -57,9 +71,13 @@ class ActorGroup:
         plan_ref = ray.put(plan)
         return self._all([actor.evaluate.remote(plan_ref) for actor in self.actors])
 
-    def save(self, folder: Path) -> "Future[Sequence[dict[str, str]]]":
-        """Start writing the group's modules."""
-        return self._all([actor.save.remote(folder) for actor in self.actors])
+    def snapshot(self, order: SnapshotOrder) -> "Future[Sequence[None]]":
+        """Have every rank copy its state after the steps handed out so far."""
+        return self._all([actor.snapshot.remote(order) for actor in self.actors])
+
+    def stored(self, order: SnapshotOrder) -> "Future[Sequence[Stored]]":
+        """Return, once every rank's copy of an order is where it was to go, how that went."""
+        return self._all([actor.stored.remote(order) for actor in self.actors])
 
     def weights(self) -> "Future[list[dict[str, NDArray[Any]]]]":
         """Start collecting full weights."""
@@ -83,7 +101,7 @@ class ActorGroup:
         return _Joined(refs, self._explain).future
 
     def _explain(self, rank: int, error: BaseException) -> Exception:
-        return explain(error, self.actors[rank], self._name, rank, self.nodes[rank])
+        return explain(error, self.actors[rank], self._name, rank, self.homes[rank].address)
 
 
 class _Joined:
@@ -140,17 +158,17 @@ def results(future: "Future[Any]", deadline_s: float, group: str, what: str) -> 
         raise RankError(f"{what} took longer than {deadline_s:g} s", group, -1) from None
 
 
-def locate(name: str, actors: Sequence[ray.actor.ActorHandle], deadline_s: float) -> list[str]:
-    """Return the address of each actor's node, once all of them run.
+def locate(name: str, actors: Sequence[ray.actor.ActorHandle], deadline_s: float) -> list[Home]:
+    """Return where each actor's process is, once all of them run.
 
     Raises:
         ClusterError: one does not start before the deadline.
         RankError: one died while it started.
     """
-    addresses: list[str] = []
+    homes: list[Home] = []
     for rank, actor in enumerate(actors):
         try:
-            addresses.append(ray.get(actor.address.remote(), timeout=deadline_s))
+            homes.append(ray.get(actor.home.remote(), timeout=deadline_s))
         except GetTimeoutError:
             raise ClusterError(
                 f"the actor of group {name!r} rank {rank} did not start in {deadline_s:g} s; "
@@ -158,4 +176,4 @@ def locate(name: str, actors: Sequence[ray.actor.ActorHandle], deadline_s: float
             ) from None
         except RayActorError as error:
             raise explain(error, actor, name, rank, "") from None
-    return addresses
+    return homes

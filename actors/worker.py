@@ -8,64 +8,132 @@ step are loaded from the group ``inputs``.
 import contextlib
 import gc
 import os
+import sys
+import threading
+import traceback
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
 from numpy.typing import NDArray
 
-from disagg_train.checkpoint.save import save_modules
-from disagg_train.engine.setup import RankSetup
-from disagg_train.metrics.records import BadSample, RankReport
+from actors.agent import Home
+from actors.beacon import Beacon, write_stacks_on_signal
+from actors.courier import Courier
+from actors.failure import cause_of
+from disagg_train.engine.setup import RankSetup, StateSource
+from disagg_train.errors import BoundaryError, Cause
+from disagg_train.metrics.records import BadSample, RankReport, SnapshotOrder, Stored
 from disagg_train.planner.step_plan import StepPlan
 
 if TYPE_CHECKING:
+    from disagg_train.data.source import DataSource
     from disagg_train.engine.rank import Rank
 
 
-@ray.remote(concurrency_groups={"control": 1, "inputs": 1}, max_restarts=0)
+_START = "start_step"
+"""What a rank is at before a step's first op: it waits for its inputs, and for all others."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a rank says of itself.
+
+    Args:
+        at: the op that runs, or else what the rank does; where it failed, what it failed in.
+        stack: of the thread that runs steps, or of the error that it failed with.
+        is_busy: whether that thread runs something.
+        failed: why it failed; None where it did not.
+    """
+
+    at: str
+    stack: str
+    is_busy: bool
+    failed: Cause | None = None
+
+
+@ray.remote(concurrency_groups={"control": 1, "inputs": 1, "storing": 2}, max_restarts=0)
 class RankActor:
     """One rank of one group; it can be set up for one job after another.
 
-    Megatron takes seconds to import, so only ``setup`` does, and not whoever starts actors.
+    Megatron takes seconds to import, so only ``prepare`` and ``setup`` do that, and not whoever
+    starts actors.
     """
 
     def __init__(self) -> None:
         self._rank: Rank | None = None
-        self._failed_op = ""
+        self._courier: Courier | None = None
+        self._data: DataSource | None = None
+        self._beacon, self._stacks = Beacon(), write_stacks_on_signal()
+        self._at = ""
+        self._thread = 0
+        self._is_busy = False
+        self._failed: Status | None = None
+        self._taken: SnapshotOrder | None = None
+        self._step_s = 0.0
+        self._changed = threading.Condition()
 
     @ray.method(concurrency_group="control")
-    def address(self) -> str:
-        """Return the node's address."""
-        return str(ray.util.get_node_ip_address())
-
-    @ray.method(concurrency_group="control")
-    def gpu_ids(self) -> list[str]:
-        """Return the GPUs that Ray gave this actor."""
-        return [str(gpu) for gpu in ray.get_gpu_ids()]
+    def home(self) -> Home:
+        """Return where this process is, and what it has there."""
+        address, node_id = ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id()
+        gpus = tuple(str(gpu) for gpu in ray.get_gpu_ids())
+        return Home(node_id, str(address), os.getpid(), self._beacon.fd, self._stacks, gpus)
 
     @ray.method(concurrency_group="control")
     def current_op(self) -> str:
         """Return the op that is running, or that the last step failed in."""
-        return self._rank.current_op if self._rank else self._failed_op
+        return self._failed.at if self._failed else self._at
+
+    @ray.method(concurrency_group="control")
+    def status(self) -> Status:
+        """Return what this rank is at, and where in the code."""
+        if self._failed is not None:
+            return self._failed
+        frame = sys._current_frames().get(self._thread) if self._is_busy else None
+        stack = "".join(traceback.format_stack(frame)) if frame else ""
+        return Status(self._at, stack, self._is_busy)
 
     @ray.method(concurrency_group="control")
     def process_id(self) -> int:
         """Return the process id."""
         return os.getpid()
 
-    def setup(self, setup: RankSetup) -> None:
-        """Build the rank's modules and join its groups."""
+    def prepare(self) -> None:
+        """Import what ``setup`` needs, so that no rank waits for another one's imports there."""
         from disagg_train.engine.rank import Rank
 
-        self.teardown()
-        self._failed_op = ""
-        self._rank = Rank(setup)
+        del Rank
+
+    def setup(
+        self,
+        setup: RankSetup,
+        source: StateSource | None = None,
+        courier: Courier | None = None,
+    ) -> None:
+        """Build the rank's modules and join its groups; groups that it is in are left first.
+
+        Until ``teardown``, the data source stays the one that was opened first.
+
+        Args:
+            setup: what it is told.
+            source: the state that it begins with.
+            courier: takes its copies to the vaults, where they are kept.
+        """
+        from disagg_train.engine.rank import Rank
+
+        self._leave()
+        self._failed, self._courier, self._taken = None, courier, None
+        self._step_s = setup.job.deadlines.step_s
+        with self._doing("setup"):
+            self._rank = Rank(setup, source, self._data)
+            self._rank.tell_ops(self._tell)
+            self._data = self._rank.data
 
     def train(self, plan: StepPlan, upcoming: StepPlan | None) -> RankReport:
         """Run one training step."""
-        with self._leaving_on_failure():
+        with self._doing(_START):
             return self._ready().train(plan, upcoming)
 
     @ray.method(concurrency_group="inputs")
@@ -75,23 +143,57 @@ class RankActor:
 
     def evaluate(self, plan: StepPlan) -> RankReport:
         """Run one evaluation."""
-        with self._leaving_on_failure():
+        with self._doing(_START):
             return self._ready().evaluate(plan)
 
+    def snapshot(self, order: SnapshotOrder) -> None:
+        """Copy the rank's state and begin to store the copy."""
+        with self._doing("snapshot"):
+            self._ready().snapshot(order, self._courier.send if self._courier else None)
+        with self._changed:
+            self._taken = order
+            self._changed.notify_all()
+
+    @ray.method(concurrency_group="storing")
+    def stored(self, order: SnapshotOrder) -> Stored:
+        """Return how storing went, once it is done; the order may still wait behind a step.
+
+        Raises:
+            BoundaryError: the rank failed, or its step takes too long.
+        """
+        rank = self._ready()
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._taken == order or self._rank is not rank, self._step_s
+            )
+            if self._taken != order or self._rank is not rank:
+                raise BoundaryError(f"this rank did not come to copy its state: {order}")
+        return rank.stored(order)
+
+    def _tell(self, op: str) -> None:
+        self._at = op
+        self._beacon.show(op)
+
     @contextlib.contextmanager
-    def _leaving_on_failure(self) -> Iterator[None]:
-        """Leave all groups when a step fails, so that peers fail at once and stay usable."""
+    def _doing(self, what: str) -> Iterator[None]:
+        """Say what the rank is at; when that fails, leave all groups.
+
+        Peers then fail at once and stay usable.
+        """
+        if self._failed is not None:
+            self._ready()
+        self._thread, self._is_busy = threading.get_ident(), True
+        self._tell(what)
         try:
             yield
-        except BaseException:
-            self._failed_op = self._ready().current_op
-            self.teardown()
+            self._tell("")
+        except BaseException as error:
+            self._failed = Status(self._at, traceback.format_exc(), False, cause_of(error))
+            with contextlib.suppress(Exception):  # the first error is the one to tell
+                self._leave()
             raise
-
-    def save(self, folder: Path) -> dict[str, str]:
-        """Write the weights that this rank is the first to hold; return file name -> SHA-256."""
-        ready = self._ready()
-        return save_modules(folder, ready.weights(), ready.rank)
+        finally:
+            self._is_busy = False
 
     def weights(self) -> dict[str, NDArray[Any]]:
         """Return full weights by name, each on the first rank that holds it."""
@@ -103,15 +205,30 @@ class RankActor:
 
     def teardown(self) -> None:
         """Leave all groups and forget the job; the process stays warm for the next one."""
-        rank, self._rank = self._rank, None
+        self._leave()
+        self._data = None
+
+    def _leave(self) -> None:
+        """Leave all groups, and let go of all but the data source, which is slow to open."""
+        with self._changed:
+            rank, self._rank = self._rank, None
+            self._changed.notify_all()
         if rank is not None:
             rank.close()
             del rank
             gc.collect()  # models hold themselves in cycles, and with them their groups' threads
 
     def _ready(self) -> "Rank":
-        assert self._rank is not None, "setup comes first"
-        return self._rank
+        """Return the rank.
+
+        Raises:
+            BoundaryError: it failed, and left its groups.
+        """
+        rank = self._rank
+        if rank is None and self._failed is not None:
+            raise BoundaryError(f"this rank failed before, during {self._failed.at}")
+        assert rank is not None, "setup comes first"
+        return rank
 
 
 def start_actor(

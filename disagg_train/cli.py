@@ -58,6 +58,17 @@ def _parser() -> argparse.ArgumentParser:
 
     train = _job_command(commands, "train", _train, "train a job on Ray actor groups")
     train.add_argument("--address", help="running Ray cluster, or `auto`; default: a local one")
+    train.add_argument(
+        "--resume",
+        metavar="auto|FOLDER",
+        help="auto: go on from the newest sound checkpoint of the job's output, or begin; "
+        "else the folder of a checkpoint. The layout may be another one",
+    )
+    train.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="remove checkpoints of an earlier run that stand in the way",
+    )
 
     check = _job_command(commands, "check", _check, "validate a job; print ranks and schedule")
     check.add_argument(
@@ -73,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", action="store_true", help="print the result as JSON only")
     verify.add_argument("--address", help="running Ray cluster, or `auto`; default: a local one")
 
+    _resize_command(
+        commands.add_parser("resize", help="give a group of a running job more or fewer ranks")
+    )
     _run_commands(commands)
     schema = commands.add_parser("schema", help="print the job file's JSON Schema")
     schema.set_defaults(run=_schema)
@@ -100,6 +114,13 @@ def _job_command(
     )
     command.set_defaults(run=run)
     return command
+
+
+def _resize_command(resize: argparse.ArgumentParser) -> None:
+    resize.add_argument("folder", metavar="RUN", help="output folder of a run that is training")
+    resize.add_argument("group", metavar="GROUP", help="actor group")
+    resize.add_argument("--ranks", type=int, required=True, help="ranks that it is to have")
+    resize.set_defaults(run=_resize)
 
 
 def _run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -176,22 +197,27 @@ def _train(arguments: argparse.Namespace) -> int:
     from disagg_train.metrics.progress import TrainingProgress
     from disagg_train.trainer import Trainer
 
-    trainer = Trainer(arguments.job, arguments.overrides, arguments.address)
+    trainer = Trainer(
+        arguments.job,
+        arguments.overrides,
+        arguments.address,
+        resume=arguments.resume,
+        overwrite=arguments.overwrite,
+    )
     console = _console()
     console.print(f"starting {trainer.job.num_ranks} ranks; they need a moment to import Megatron")
     with TrainingProgress(console, trainer.job.train.steps) as progress:
-        for record in trainer.fit():
-            if trainer.note:
-                progress.say(trainer.note)
-                trainer.note = ""
-            progress.update(record, trainer.evaluations)
+        try:
+            for record in trainer.fit():
+                progress.say(*trainer.take_notes())
+                progress.update(record, trainer.evaluations)
+        finally:
+            progress.say(*trainer.take_notes())
     _report(trainer, console)
     return 0
 
 
 def _report(trainer: "Trainer", console: "Console") -> None:
-    if trainer.note:
-        console.print(trainer.note)
     if trainer.evaluations:
         last = trainer.evaluations[-1]
         _report_evaluation(last, console)
@@ -213,6 +239,18 @@ def _report_evaluation(evaluation: "Evaluation", console: "Console") -> None:
         mark = "[green]right[/]" if answer.predicted == answer.true else "[red]wrong[/]"
         predicted, true = (escape(" ".join(t.split())) for t in (answer.predicted, answer.true))
         console.print(f"  predicted {predicted:>14}   true {true:>14}   {mark}")
+
+
+def _resize(arguments: argparse.Namespace) -> int:
+    from disagg_train.config.load import load_job
+    from disagg_train.config.resize import resized
+    from disagg_train.driver.requests import Requests, ResizeRequest
+
+    folder = Path(arguments.folder)
+    resized(load_job(folder / "job.yaml"), arguments.group, arguments.ranks)
+    Requests(folder).ask(ResizeRequest(arguments.group, arguments.ranks))
+    print(f"asked; the run gives {arguments.group!r} {arguments.ranks} ranks before its next step")
+    return 0
 
 
 def _eval(arguments: argparse.Namespace) -> int:

@@ -32,7 +32,7 @@ class ClusterError(DisaggTrainError):
     """The cluster cannot hold the job's groups."""
 
 
-Cause = Literal["died", "raised", "peer", "collective"]
+Cause = Literal["died", "hung", "raised", "peer", "collective"]
 
 
 class RankError(DisaggTrainError):
@@ -44,8 +44,8 @@ class RankError(DisaggTrainError):
         rank: rank inside the group.
         node: address of the node, where known.
         op: the op the rank was running, as ``kind module microbatch``, where known.
-        cause: whether its process is gone, or it raised, or a peer failed it, which it names,
-            or some peer in a collective.
+        cause: whether its process is gone, or answers nothing, or it raised, or a peer failed it,
+            which it names, or some peer in a collective.
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class RankError(DisaggTrainError):
 
 
 def culprit(errors: Iterable[BaseException]) -> BaseException:
-    """Return the error to blame: a death, an exception, then what only followed."""
-    order: list[Cause] = ["died", "raised", "peer", "collective"]
+    """Return the error to blame: a death, a hang, an exception, then what only followed."""
+    order: list[Cause] = ["died", "hung", "raised", "peer", "collective"]
 
     def rank_of(error: BaseException) -> int:
         return order.index(error.cause if isinstance(error, RankError) else "raised")

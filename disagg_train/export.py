@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from disagg_train.checkpoint.save import CheckpointReader
+from disagg_train.checkpoint.reader import CheckpointReader
 from disagg_train.config.job import LANGUAGE, JobConfig
 from disagg_train.config.modules import ClipModule, EncoderModule, SiglipModule
 from disagg_train.config.pretrained import checkpoint_folder

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,13 +11,16 @@ from actors.cluster import RayConnection
 from actors.group import results
 from actors.pool import ActorPool
 from actors.session import Session, on_cluster
-from disagg_train.checkpoint.save import CheckpointReader, write_manifest
+from disagg_train.checkpoint.manifest import CheckpointStore, Manifest, read_manifest
+from disagg_train.checkpoint.reader import CheckpointReader
+from disagg_train.checkpoint.same_run import check_same_run
 from disagg_train.config.job import JobConfig
-from disagg_train.config.load import load_job
+from disagg_train.config.load import load_job, save_job
+from disagg_train.config.resize import resized
 from disagg_train.data.index import usable_sizes
 from disagg_train.data.source import DataSource, open_source
 from disagg_train.driver import loop
-from disagg_train.driver.commitment import BadSamples, Committer
+from disagg_train.driver.commitment import BadSamples
 from disagg_train.driver.evaluation import fold_evaluation
 from disagg_train.driver.parity import Observation, Parity, compare, one_process
 from disagg_train.driver.plans import (
@@ -24,16 +28,14 @@ from disagg_train.driver.plans import (
     RecordedPlans,
     TrainingPlans,
     training_batches,
-    training_plans,
 )
+from disagg_train.driver.requests import Requests, ResizeRequest
 from disagg_train.errors import ConfigError
 from disagg_train.metrics.pictures import Reading, draw_curve, draw_readings
-from disagg_train.metrics.records import Evaluation, RankReport, StepRecord
+from disagg_train.metrics.records import BadSample, Evaluation, StepRecord
 from disagg_train.metrics.sinks import JsonLines
-from disagg_train.metrics.trace import write_trace
 from disagg_train.planner.step_plan import SampleSize
-from disagg_train.schedule.file import save_schedule
-from disagg_train.schedule.ops import OpKind
+from disagg_train.training import OpenSession, TrainingRun, committer_of
 
 _READINGS = 10
 
@@ -45,9 +47,14 @@ class Trainer:
         job: path of a job file, its parsed content, or a validated job.
         overrides: ``a.b.c=value`` each.
         address: of a running Ray cluster (``auto`` for this machine's); None starts a local one.
+        resume: ``auto`` goes on from the newest sound checkpoint of the job's own output, and
+            begins anew where there is none; a folder names a checkpoint. The layout, the groups
+            and their place may be others than the checkpoint's.
+        overwrite: whether beginning anew may remove checkpoints that are there.
 
     Raises:
-        ConfigError: the job breaks a rule.
+        CheckpointError: the checkpoint to resume is damaged.
+        ConfigError: the job breaks a rule, or is another than the checkpoint's.
         DataError: the data set cannot be used.
     """
 
@@ -56,6 +63,8 @@ class Trainer:
         job: str | Path | Mapping[str, Any] | JobConfig,
         overrides: Sequence[str] = (),
         address: str | None = None,
+        resume: str | Path | None = None,
+        overwrite: bool = False,
     ) -> None:
         self.job = load_job(job, overrides)
         self._start_step = 0
@@ -65,12 +74,16 @@ class Trainer:
         self._train_sizes, bad = usable_sizes(self.source, self.job, "train")
         in_index = getattr(self.source, "bad_samples", ())
         self.bad = BadSamples(self.job.data.max_bad_samples, [*in_index, *bad])
+        self.notes: list[str] = []
+        self.store = CheckpointStore(self.job.checkpoint_folder)
+        self._overwrite, self._resume = overwrite, None if resume is None else str(resume)
+        self._found, self._found_in = (None, "") if resume is None else self._find(str(resume))
         self._address = address
         self._ray: RayConnection | None = None
-        self.note = ""
         self._finished = False
         self.records: list[StepRecord] = []
         self.evaluations: list[Evaluation] = []
+        self.restarts = 0
 
     @classmethod
     def of_run(
@@ -86,7 +99,7 @@ class Trainer:
         Raises:
             CheckpointError: the run has no sound checkpoint.
         """
-        with CheckpointReader(Path(run)) as checkpoint:
+        with CheckpointReader(run) as checkpoint:
             job = checkpoint.job | {"start_from": str(run)}
         return cls(job, overrides, address)
 
@@ -98,58 +111,80 @@ class Trainer:
     def fit(self, pool: ActorPool | None = None) -> Iterator[StepRecord]:
         """Train; yield a record after every step.
 
-        Writes ``metrics.jsonl``, ``evaluations.jsonl``, ``bad_samples.jsonl`` if there are any,
-        ``trace.json``, pictures and a final checkpoint into the job's output folder. Leaving the
-        loop early ends the actors.
+        Writes the job (``job.yaml``), ``metrics.jsonl``, ``evaluations.jsonl``,
+        ``bad_samples.jsonl`` and ``failures.jsonl`` if there are any, ``trace.json``, pictures and
+        checkpoints into the job's output folder. Leaving the loop early ends the actors. After a
+        failure the steps since the restored one are run, and yielded, once more.
+
+        The first Ctrl-C or SIGTERM ends the running step and saves; the second ends at once.
 
         Args:
             pool: warm actors to use; actors of its own are made and ended where none is given.
 
         Raises:
             ClusterError: the cluster cannot hold the job.
-            RankError: a rank died, hung or raised.
+            ConfigError: the output folder holds checkpoints of an earlier run.
+            RankError: a rank failed and the run may not, or cannot, go on.
         """
+        self._prepare_output()
         if pool is not None:
-            with pool.session(self.job) as session:
-                yield from self._run(session)
+            yield from self._run(partial(pool.session, keeps_copies=self._keeps_copies))
             return
         self._connect(self.job.num_ranks)
         try:
-            with on_cluster(self.job) as session:
-                self.job, self.note = session.job, session.note
-                yield from self._run(session)
+            yield from self._run(partial(on_cluster, keeps_copies=self._keeps_copies))
         finally:
             self.close()
 
-    def _run(self, session: Session) -> Iterator[StepRecord]:
-        job = session.job
-        plans = training_plans(job, training_batches(job, self._train_sizes))
-        traced: list[Sequence[RankReport]] = []
-        with (
-            JsonLines(self.output / "metrics.jsonl") as metrics,
-            JsonLines(self.output / "evaluations.jsonl") as evaluations,
-            self._listing_bad_samples(),
-        ):
-            save_schedule(session.schedule, self.output / "schedule.yaml")
-            steps = loop.train(
-                session.groups,
-                plans,
-                job.deadlines.step_s,
-                self._evaluates_after,
-                self._committer(session),
-            )
-            for record, reports in steps:
-                self.records.append(record)
-                metrics.write(record.as_dict())
-                if job.train.is_traced(record.step):
-                    traced.append(reports)
-                if self._evaluates_after(record.step):
-                    self.evaluations.append(self._evaluate(session, record.step + 1))
-                    evaluations.write(self.evaluations[-1].as_dict())
-                yield record
-        write_trace(self.output / "trace.json", traced, session.row_names)
+    @property
+    def _keeps_copies(self) -> bool:
+        return self.job.recovery.restart == "group"
+
+    def _prepare_output(self) -> None:
+        """Begin a folder, or the next part of a resumed run.
+
+        Raises:
+            ConfigError: a new run would mix its checkpoints with those of an earlier one.
+        """
+        begin = 0 if self._found is None else self._found.step
+        later = [step for step in self.store.steps() if step > begin]
+        if later and self._resume != "auto":
+            if not self._overwrite:
+                raise ConfigError(
+                    f"{self.job.checkpoint_folder} holds checkpoints of an earlier run, up to step "
+                    f"{later[-1]}; go on with it (--resume auto), remove them (--overwrite), or "
+                    f"set another `output`"
+                )
+            self.store.clear(after=begin)
+        self.output.mkdir(parents=True, exist_ok=True)
+        save_job(self.job, self.output / "job.yaml")
+
+    def _run(self, open_session: OpenSession) -> Iterator[StepRecord]:
+        run = TrainingRun(
+            self.job,
+            self._train_sizes,
+            self.bad,
+            self.store,
+            self._found,
+            self._found_in,
+            open_session,
+            self._evaluate,
+        )
+        self.records, self.evaluations = run.files.records, run.files.evaluations
+        with run, self._listing_bad_samples():
+            try:
+                for record in run.steps():
+                    self._take_over(run)
+                    yield record
+            finally:
+                self._take_over(run)
         self._draw()
-        self._save(session)
+        self._finished = True
+
+    def _take_over(self, run: TrainingRun) -> None:
+        """Show what the run knows by now."""
+        self.job, self.restarts = run.job, run.restarts
+        self.notes += run.take_notes()
 
     @contextlib.contextmanager
     def _listing_bad_samples(self) -> Iterator[None]:
@@ -162,29 +197,29 @@ class Trainer:
                     for bad in self.bad:
                         listed.write(asdict(bad))
 
-    def _evaluates_after(self, step: int) -> bool:
-        evaluation, done = self.job.train.evaluation, step + 1
-        if not evaluation.samples:
-            return False
-        last = done == self.job.train.steps
-        return last or bool(evaluation.every_steps and done % evaluation.every_steps == 0)
+    def take_notes(self) -> list[str]:
+        """Return what people should know, and has not been returned before."""
+        notes, self.notes = self.notes, []
+        return notes
+
+    def resize(self, group: str, ranks: int) -> None:
+        """Have the running ``fit`` give a group more or fewer ranks before its next step.
+
+        The group's data parallelism follows; the global batch, and so the training, stays.
+
+        Raises:
+            ConfigError: the group cannot have so many.
+        """
+        resized(self.job, group, ranks)
+        Requests(self.output).ask(ResizeRequest(group, ranks))
 
     def _evaluate(self, session: Session, step: int) -> Evaluation:
         sizes, bad = usable_sizes(self.source, session.job, "evaluation")
         self.bad.add(bad)
         good = [size for size in sizes if size.key not in self.bad]
-        plan = loop.next_plan(EvaluationPlans(session.job, good), self._committer(session))
+        plan = loop.next_plan(EvaluationPlans(session.job, good), committer_of(session, self.bad))
         reports = loop.evaluate(session.groups, plan, session.job.deadlines.step_s)
         return fold_evaluation(self.source, plan, reports, step)
-
-    def _committer(self, session: Session) -> Committer | None:
-        """Return what takes bad samples out, if that is the job's policy."""
-        job = session.job
-        if job.data.on_bad_sample == "fail":
-            return None
-        kinds = {op.kind for ops in session.schedule.ops for op in ops}
-        runs_ahead = OpKind.RUN_AHEAD in kinds
-        return Committer(session.groups, self.bad, job.deadlines.step_s, runs_ahead)
 
     def evaluate(self, pool: ActorPool | None = None) -> Evaluation:
         """Score held-out samples and decode their answers.
@@ -202,8 +237,8 @@ class Trainer:
         if not job.train.evaluation.samples:
             raise ConfigError("train.evaluation.samples=0, so there is nothing to evaluate on")
         if self._finished:
-            folder = str(self.output.absolute())
-            job, step = job.model_copy(update={"start_from": folder}), len(self.records)
+            step = self.store.steps()[-1]
+            job = job.model_copy(update={"start_from": self.store.address(step)})
         if pool is not None:
             with pool.session(job) as session:
                 return self._evaluate(session, step)
@@ -222,15 +257,26 @@ class Trainer:
             self._start_step = checkpoint.step
         self.job = self.job.model_copy(update={"start_from": str(folder)})
 
-    def _save(self, session: Session) -> None:
-        folder = self.output / "checkpoint"
-        files: dict[str, str] = {}
-        for group in session.groups:
-            deadline_s = session.job.deadlines.step_s
-            for sums in results(group.save(folder.absolute()), deadline_s, group.name, "saving"):
-                files.update(sums)
-        write_manifest(folder, session.job.model_dump(mode="json"), len(self.records), files)
-        self._finished = True
+    def _find(self, resume: str) -> tuple[Manifest | None, str]:
+        """Return the checkpoint to go on from, and where it lies.
+
+        Raises:
+            CheckpointError: the one that was named is damaged.
+            ConfigError: it is of another run.
+        """
+        if resume == "auto":
+            found, notes = self.store.newest_sound()
+            self.notes += notes
+            folder = "" if found is None else self.store.address(found.step)
+        else:
+            with CheckpointReader(resume) as checkpoint:
+                checkpoint.verify()
+                folder = checkpoint.folder
+            found = read_manifest(folder)
+        if found is not None:
+            check_same_run(found.job, self.job)
+            self.bad.add([BadSample(**bad) for bad in found.bad_samples or ()])
+        return found, folder
 
     def _draw(self) -> None:
         try:
@@ -238,7 +284,7 @@ class Trainer:
             if readings := self._readings():
                 draw_readings(self.output / "predictions.png", readings)
         except ImportError:
-            self.note += " No pictures were drawn: pip install 'disagg_train[demo]'."
+            self.notes.append("no pictures were drawn: pip install 'disagg_train[demo]'")
 
     def _readings(self) -> list[Reading]:
         if not self.evaluations:
@@ -288,7 +334,7 @@ class Trainer:
         first_gradients: dict[str, Any] = {}
         recorded = RecordedPlans(plans)
         with pool.session(job) as session:
-            committer, deadline_s = self._committer(session), job.deadlines.step_s
+            committer, deadline_s = committer_of(session, self.bad), job.deadlines.step_s
             steps = loop.train(
                 session.groups, recorded, deadline_s, lambda step: step == 0, committer
             )

@@ -66,7 +66,9 @@ def num_steps(blocks: int) -> int:
     return (blocks * _RUNS_OF_EACH + 1) * STEPS_PER_RUN
 
 
-def alternate(ours: Contestant, other: Contestant, blocks: int) -> Paired:
+def alternate(
+    ours: Contestant, other: Contestant, blocks: int, steps_per_run: int = STEPS_PER_RUN
+) -> Paired:
     """Let both warm up and hold their losses against each other, then measure.
 
     Raises:
@@ -76,24 +78,26 @@ def alternate(ours: Contestant, other: Contestant, blocks: int) -> Paired:
     for contestant in (ours, other):
         contestant.run(STEPS_PER_RUN)
     _check_same(ours, other)
-    paired = _measure(ours, other, blocks)
+    paired = _measure(ours, other, blocks, steps_per_run)
     _check_same(ours, other)
     return paired
 
 
-def measure(ours: Contestant, other: Contestant, blocks: int) -> Paired:
+def measure(
+    ours: Contestant, other: Contestant, blocks: int, steps_per_run: int = STEPS_PER_RUN
+) -> Paired:
     """Let both warm up, then measure; whether they train the same is not looked at."""
     for contestant in (ours, other):
         contestant.run(STEPS_PER_RUN)
-    return _measure(ours, other, blocks)
+    return _measure(ours, other, blocks, steps_per_run)
 
 
-def _measure(ours: Contestant, other: Contestant, blocks: int) -> Paired:
+def _measure(ours: Contestant, other: Contestant, blocks: int, steps_per_run: int) -> Paired:
     samples_s: dict[str, list[float]] = {ours.name: [], other.name: []}
     for block in range(blocks):
         outer, inner = (ours, other) if block % 2 == 0 else (other, ours)
         for contestant in (outer, inner, inner, outer):
-            samples_s[contestant.name].append(contestant.run(STEPS_PER_RUN))
+            samples_s[contestant.name].append(contestant.run(steps_per_run))
     return _paired(samples_s[ours.name], samples_s[other.name], samples_s)
 
 

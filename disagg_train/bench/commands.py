@@ -1,7 +1,9 @@
 """``disagg-train bench``: its arguments. Heavy imports wait until a measurement needs them."""
 
 import argparse
+import contextlib
 import json
+import sys
 from pathlib import Path
 
 
@@ -37,6 +39,16 @@ def add_bench_commands(bench: argparse.ArgumentParser) -> None:
     vlm.add_argument("--tiny", action="store_true", help="small sizes, to try it on a CPU")
     vlm.add_argument("--json", action="store_true", help="JSON is all that is ever printed")
     vlm.set_defaults(run=_vlm)
+    checkpoint = kinds.add_parser("checkpoint", help="what checkpoints and copies in memory cost")
+    checkpoint.add_argument("--blocks", type=int, default=4, help="alternating ABBA blocks")
+    checkpoint.add_argument("--layers", type=int, default=5, help="of each module: 21 MB of state")
+    checkpoint.add_argument("--json", action="store_true", help="JSON is all that is ever printed")
+    checkpoint.set_defaults(run=_checkpoint)
+    recovery = kinds.add_parser("recovery", help="from a rank's death on, by group and by job")
+    recovery.add_argument("--faults", type=int, default=3, help="of each kind, in alternation")
+    recovery.add_argument("--layers", type=int, default=4, help="of each module: 21 MB of state")
+    recovery.add_argument("--json", action="store_true", help="JSON is all that is ever printed")
+    recovery.set_defaults(run=_recovery)
 
 
 def _boundary(arguments: argparse.Namespace) -> int:
@@ -100,5 +112,21 @@ def _vlm(arguments: argparse.Namespace) -> int:
 
     sizes = (TINY_VISION, TINY_LANGUAGE) if arguments.tiny else (SO400M, QWEN_1_5B)
     result = run_vlm(vlm_job(*sizes, arguments.precision), arguments.blocks)
+    print(json.dumps(result.as_dict()))
+    return 0
+
+
+def _checkpoint(arguments: argparse.Namespace) -> int:
+    from disagg_train.bench.checkpoint import run_checkpoint
+
+    print(json.dumps(run_checkpoint(arguments.blocks, arguments.layers).as_dict()))
+    return 0
+
+
+def _recovery(arguments: argparse.Namespace) -> int:
+    from disagg_train.bench.recovery import run_recovery
+
+    with contextlib.redirect_stdout(sys.stderr):  # Ray tells of dead workers there
+        result = run_recovery(arguments.faults, arguments.layers)
     print(json.dumps(result.as_dict()))
     return 0

@@ -1,4 +1,4 @@
-"""The jobs whose steps are measured: two ranks each, steps of 300 ms or more. Pure."""
+"""The jobs that are measured: two ranks or more, steps of 300 ms or more. Pure."""
 
 from typing import Any
 
@@ -36,6 +36,33 @@ def language_job() -> JobConfig:
     return _job("bench-language", {"language": 2}, modules, 8, _EQUAL_TEXTS)
 
 
+def stateful_job(num_layers: int, language_ranks: int = 1) -> JobConfig:
+    """Return an encoder and an LLM with weights that are many for the work of a step.
+
+    Weights, their fp32 copies and Adam's averages make up the state: 21 MB per layer, of each.
+
+    Args:
+        num_layers: of the encoder, on one rank, and of the LLM.
+        language_ranks: data-parallel replicas of the LLM, which share its averages out.
+    """
+    sizes = {"num_layers": num_layers, "hidden_size": 384, "num_attention_heads": 4}
+    modules = {
+        "vision": {
+            "kind": "vit",
+            "group": "encoders",
+            "model": {**sizes, "patch_size": 4},
+        },
+        LANGUAGE: {
+            "kind": "gpt",
+            "group": "language",
+            "model": sizes,
+            "parallel": {"dp": language_ranks},
+        },
+    }
+    ranks = {"encoders": 1, "language": language_ranks}
+    return _job("bench-state", ranks, modules, microbatches=2, global_batch=8)
+
+
 def with_steps(job: JobConfig, steps: int) -> JobConfig:
     """Return the job with another number of steps."""
     return job.model_copy(update={"train": job.train.model_copy(update={"steps": steps})})
@@ -55,6 +82,7 @@ def _job(
     modules: dict[str, Any],
     microbatches: int,
     data: str = "digits",
+    global_batch: int = 32,
 ) -> JobConfig:
     return load_job(
         {
@@ -64,7 +92,7 @@ def _job(
             "data": {"kind": data},
             "train": {
                 "steps": 1,
-                "global_batch": 32,
+                "global_batch": global_batch,
                 "microbatches": microbatches,
                 "trace_steps": 0,
                 "optimizer": {"lr": 1e-3},

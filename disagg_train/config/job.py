@@ -14,6 +14,7 @@ from pydantic import (
 
 from disagg_train.config.base import Config, divisors
 from disagg_train.config.modules import AnyModule, EncoderModule, GptModule, TransformerModule
+from disagg_train.config.survival import CheckpointConfig, RecoveryConfig
 from disagg_train.errors import ConfigError
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -116,6 +117,11 @@ class TrainConfig(Config):
     """How weights change."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out evaluation."""
+    max_skipped: PositiveInt = 20
+    """Steps in a row that all modules skip because a gradient is not finite; one more ends the
+    run and names the samples."""
+    list_samples: bool = False
+    """Write `samples.jsonl`: the keys of every step's samples."""
     trace_steps: NonNegativeInt = 4
     """Steps recorded in trace.json, from the second step on; in these, activations are counted."""
 
@@ -145,6 +151,8 @@ class DeadlineConfig(Config):
     """One training step or evaluation."""
     exchange_s: PositiveFloat = 120.0
     """One exchange or collective inside a step."""
+    storing_s: PositiveFloat = 1800.0
+    """Until a copy of the state is in memory, or a checkpoint is written, beside the training."""
 
 
 class JobConfig(Config):
@@ -175,6 +183,10 @@ class JobConfig(Config):
     may shrink the job) and CuPy is there to connect the ranks, and says so where it does not."""
     deadlines: DeadlineConfig = DeadlineConfig()
     """How long anything may take."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When the run's state is written."""
+    recovery: RecoveryConfig = RecoveryConfig()
+    """What happens when a rank dies, hangs or fails."""
 
     @property
     def language(self) -> GptModule:
@@ -187,6 +199,11 @@ class JobConfig(Config):
     def encoders(self) -> dict[str, EncoderModule]:
         """All modules but the LLM, by name."""
         return {n: m for n, m in self.modules.items() if isinstance(m, EncoderModule)}
+
+    @property
+    def checkpoint_folder(self) -> str:
+        """Where checkpoints go: a path or an address."""
+        return self.checkpoint.folder or f"{self.output}/checkpoints"
 
     @property
     def num_ranks(self) -> int:

@@ -41,6 +41,11 @@ def load_job(
         raise ConfigError("\n".join(_explain(dict(e)) for e in error.errors())) from None
 
 
+def save_job(job: JobConfig, path: Path) -> None:
+    """Write a job with all its fields, so that it can be loaded again."""
+    path.write_text(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
+
+
 def job_schema() -> dict[str, Any]:
     """Return the JSON Schema of a job file; what a `pretrained` checkpoint fills in may lack."""
     schema = JobConfig.model_json_schema()

@@ -1,12 +1,15 @@
 """The order of samples: a hash of (seed, epoch, key), so taking one away moves no other."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from disagg_train.data.sizes import SizeTable
-from disagg_train.errors import DataError
+from disagg_train.errors import CheckpointError, DataError
 from disagg_train.planner.step_plan import SampleSize
 
 _FRACTION = 0x5851F42D4C957F2D
@@ -94,17 +97,73 @@ class Batches(Iterator[tuple[SampleSize, ...]]):
         self._left = self._left[~out[self._left]]
         self._newest = self._newest[:0]
 
+    def state(self) -> dict[str, Any]:
+        """Return where the order stands, as plain data; the newest batch counts as gone.
+
+        Epochs are orders by hash, so those drawn so far need not be kept: how many of their
+        last samples are still to come says it all.
+        """
+        stays = np.zeros(len(self._keys), np.bool_)
+        stays[self._left] = True
+        return {
+            "epoch": self._epoch,
+            "remaining": len(self._pending),
+            "taken_out": self._keys[~stays].tolist(),
+            "data_set": self._identity,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from where ``state`` was taken, to the sample.
+
+        Args:
+            state: of batches of the same data set and seed; how many samples a batch has may
+                have changed.
+
+        Raises:
+            CheckpointError: it is of another data set or seed.
+        """
+        if (before := state["data_set"]) != self._identity:
+            raise CheckpointError(
+                f"the data set is not the one of the checkpoint, which has {_words(before)}; now "
+                f"it has {_words(self._identity)}. Go on with the same samples, weights and seed, "
+                f"or name the earlier run in `start_from` to train its weights on another data set"
+            )
+        taken_out = np.isin(self._keys, np.array(state["taken_out"], np.uint64))
+        self._left = np.flatnonzero(~taken_out)
+        self._newest = self._newest[:0]
+        self._epoch = epoch = state["epoch"]
+        orders: list[NDArray[np.int64]] = []
+        while (missing := state["remaining"] - sum(map(len, orders))) > 0:
+            epoch -= 1
+            orders.insert(0, self._order(epoch)[-missing:])
+        self._pending = np.concatenate([np.zeros(0, np.int64), *orders])
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        """What all samples and their order follow from."""
+        digest = hashlib.sha256(self._keys.astype("<u8").tobytes())
+        if self._weights is not None:
+            digest.update(self._weights.astype("<f8").tobytes())
+        return {"samples": len(self._keys), "digest": digest.hexdigest(), "seed": self._seed}
+
     def _next_epoch(self) -> NDArray[np.int64]:
         if not len(self._left):
             raise DataError("no sample is left to train on; all were taken out as bad")
-        weights = None if self._weights is None else self._weights[self._left]
-        order = epoch_order(self._keys[self._left], self._seed, self._epoch, weights)
         self._epoch += 1
-        return self._left[order]
+        return self._order(self._epoch - 1)
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        """Return the rows of what is left, in the order in which an epoch visits them."""
+        weights = None if self._weights is None else self._weights[self._left]
+        return self._left[epoch_order(self._keys[self._left], self._seed, epoch, weights)]
 
 
 batches = Batches
 """Global batches of all samples, ``batch_size`` each."""
+
+
+def _words(data_set: Mapping[str, Any]) -> str:
+    return f"{data_set['samples']} samples ({data_set['digest'][:12]}, seed {data_set['seed']})"
 
 
 def _keys_and_weights(

@@ -8,10 +8,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 from disagg_train.driver.commitment import Committer
+from disagg_train.driver.keeping import Keeper
 from disagg_train.driver.ports import Group
-from disagg_train.driver.signals import Deliver, deferred_signals
+from disagg_train.driver.signals import Deliver, Stop, deferred_signals
 from disagg_train.driver.waiting import await_all, late_errors
 from disagg_train.errors import RankError, culprit
 from disagg_train.metrics.records import RankReport, StepRecord, module_times
@@ -28,6 +30,8 @@ def train(
     deadline_s: float,
     pauses_after: Callable[[int], bool] = lambda step: False,
     committer: Committer | None = None,
+    keeper: Keeper | None = None,
+    stop: Stop | None = None,
 ) -> Iterator[tuple[StepRecord, Reports]]:
     """Run all plans, in order.
 
@@ -38,33 +42,81 @@ def train(
         pauses_after: steps after which the groups must be idle, because something else comes
             (an evaluation); the plan after such a step is not handed out ahead.
         committer: has ranks decode a plan's samples before the plan is handed out.
+        keeper: has ranks keep their state between two steps.
+        stop: once it is requested, no further plan is handed out; what was, is completed.
 
     Yields:
         Per step its record, and all ranks' reports ordered by global rank.
 
     Raises:
+        CheckpointError: one could not be written, and the job says to stop then.
         DataError: a bad sample ends the run.
         RankError: a rank died, hung or raised.
     """
     following = _following(iter(plans), committer)
+    hand_out = _HandOut(groups, pauses_after, keeper, stop)
     with deferred_signals() as deliver:
         handed_out = 2 if committer is None else committer.depth
         window: Window = deque(following([], deliver) for _ in range(handed_out))
     running: Running = []
-    begin_s = 0.0
-    while (plan := window[0]) is not None:
-        queued: Running = []
+    begin_s, before = 0.0, None
+    while (plan := window[0]) is not None and (running or not hand_out.is_over):
         with deferred_signals() as deliver:
             if not running:
+                hand_out.keep_after(before, deliver)
                 begin_s, running = time.perf_counter(), _start(groups, window)
-            window.append(following(running, deliver))
+            window.append(None if hand_out.is_over else following(running, deliver))
             window.popleft()
-            if window[0] is not None and not pauses_after(plan.step):
-                queued = _start(groups, window)
-            reports = collect(running, deadline_s, deliver)
-        now_s = time.perf_counter()
-        yield _record(plan, reports, now_s - begin_s, committer), reports
-        begin_s, running = now_s, queued
+            queued = hand_out.ahead(window, plan.step, deliver)
+            reports = collect(running, deadline_s, hand_out.meanwhile(deliver))
+            now_s = time.perf_counter()
+            record = _record(plan, reports, now_s - begin_s, committer)
+            if keeper is not None:
+                keeper.note_step(record)
+        yield record, reports
+        begin_s, running, before = now_s, queued, plan.step
+
+
+@dataclass(frozen=True)
+class _HandOut:
+    """What may come between two steps, or instead of the next one."""
+
+    groups: Sequence[Group]
+    pauses_after: Callable[[int], bool]
+    keeper: Keeper | None
+    stop: Stop | None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no further plan is handed out."""
+        return self.stop is not None and self.stop.requested is not None
+
+    def keep_after(self, step: int | None, deliver: Deliver) -> None:
+        """Order what is due between a step and the next one; nothing before the first one."""
+        if self.keeper is not None and step is not None:
+            self.keeper.order_after(step, deliver)
+
+    def ahead(self, window: Window, step: int, deliver: Deliver) -> Running:
+        """Hand out the plan after ``step``, which runs, unless something comes in between."""
+        if window[0] is None or self.is_over or self.pauses_after(step):
+            return []
+        if self.keeper is not None and self.keeper.pauses_after(step):
+            return []
+        self.keep_after(step, deliver)
+        return _start(self.groups, window)
+
+    def meanwhile(self, deliver: Deliver) -> Deliver:
+        """Look in on what is kept; return what is called while a step runs."""
+        keeper = self.keeper
+        if keeper is None:
+            return deliver
+        keeper.poll()
+
+        def look_in() -> None:
+            deliver()
+            keeper.poll()
+
+        return look_in
 
 
 def _following(

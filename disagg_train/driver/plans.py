@@ -1,7 +1,8 @@
 """A job's step plans and op lists."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from disagg_train.boundary.of_job import job_graph
 from disagg_train.config.job import LANGUAGE, JobConfig, TrainConfig
@@ -25,31 +26,63 @@ class TrainingPlans(Iterator[StepPlan]):
     Args:
         job: the job.
         batches: samples of each step; to be mended, they must be ``Batches``.
-        steps: how many plans there are; as many as the job has steps where not given.
+        steps: how many plans there are; as many as are left of the job's steps where not given.
+        first_step: number of the first one.
     """
 
     def __init__(
-        self, job: JobConfig, batches: Iterator[tuple[SampleSize, ...]], steps: int | None = None
+        self,
+        job: JobConfig,
+        batches: Iterator[tuple[SampleSize, ...]],
+        steps: int | None = None,
+        first_step: int = 0,
     ) -> None:
         self._job, self._batches = job, batches
-        self._steps = job.train.steps if steps is None else min(steps, job.train.steps)
-        self._step = 0
+        last = job.train.steps
+        self._end = last if steps is None else min(first_step + steps, last)
+        self.step = first_step
+        """Number of the next plan."""
 
     def __next__(self) -> StepPlan:
         """Return the next step's plan."""
-        if self._step == self._steps:
+        if self.step >= self._end:
             raise StopIteration
-        train, samples = self._job.train, next(self._batches)
-        rate, step = learning_rate(train, self._step), self._step
-        self._step += 1
-        return StepPlan(step, samples, _training_assignment(self._job, samples), rate)
+        samples = next(self._batches)
+        self.step += 1
+        return training_plan(self._job, self.step - 1, samples)
 
     def without(self, keys: Collection[int]) -> StepPlan:
         """Make the newest plan again as if some samples had never been there."""
-        assert isinstance(self._batches, Batches)
-        self._batches.take_out(keys)
-        self._step -= 1
+        self._sampler.take_out(keys)
+        self.step -= 1
         return next(self)
+
+    def sampler_state(self) -> dict[str, Any]:
+        """Return the state with which the next plan is drawn."""
+        return self._sampler.state()
+
+    def go_back(
+        self, step: int, sampler_state: Mapping[str, Any], without: Collection[int]
+    ) -> None:
+        """Draw the plan of an earlier step next.
+
+        Args:
+            step: its number.
+            sampler_state: with which it was drawn.
+            without: keys of samples that are taken out now.
+        """
+        self._sampler.restore(sampler_state)
+        self._sampler.take_out(without)
+        self.step = step
+
+    def lay_out(self, job: JobConfig) -> None:
+        """Lay coming plans out for the same job on other ranks."""
+        self._job = job
+
+    @property
+    def _sampler(self) -> Batches:
+        assert isinstance(self._batches, Batches)
+        return self._batches
 
 
 class RecordedPlans(Iterator[StepPlan]):
@@ -97,6 +130,12 @@ class EvaluationPlans(Iterator[StepPlan]):
         """Make the plan again without some samples, which stay away."""
         self._sizes = [size for size in self._sizes if size.key not in keys]
         return next(self)
+
+
+def training_plan(job: JobConfig, step: int, samples: tuple[SampleSize, ...]) -> StepPlan:
+    """Return the plan of a training step that takes some samples."""
+    rate = learning_rate(job.train, step)
+    return StepPlan(step, samples, _training_assignment(job, samples), rate)
 
 
 def training_plans(job: JobConfig, batches: Iterator[tuple[SampleSize, ...]]) -> TrainingPlans:

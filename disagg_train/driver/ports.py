@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Protocol
 
-from disagg_train.metrics.records import BadSample, RankReport
+from disagg_train.metrics.records import BadSample, RankReport, SnapshotOrder, Stored
 from disagg_train.planner.step_plan import StepPlan
 
 
@@ -32,5 +31,8 @@ class Group(Protocol):
     def evaluate(self, plan: StepPlan) -> "Future[Sequence[RankReport]]":
         """Start an evaluation."""
 
-    def save(self, folder: Path) -> "Future[Sequence[dict[str, str]]]":
-        """Write the group's modules below ``folder``; returns file name -> SHA-256."""
+    def snapshot(self, order: SnapshotOrder) -> "Future[Sequence[None]]":
+        """Copy every rank's state, after the steps handed out so far and before the next one."""
+
+    def stored(self, order: SnapshotOrder) -> "Future[Sequence[Stored]]":
+        """Return, once every rank's copy of that order is where it was to go, how that went."""

@@ -1,16 +1,98 @@
-"""Hold SIGINT and SIGTERM back while a step is handed out and awaited.
+"""What SIGINT and SIGTERM do to a run: they never land in the middle of something.
 
 An exception raised by a signal can land anywhere, inside Ray's or a lock's own code too,
-and then clean-up may hang. Held back, a signal is delivered where nothing is half done.
+and then clean-up may hang. Held back, a signal is delivered where nothing is half done. While a
+run trains, the first one only asks it to end its step and to save.
 """
 
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any, Self
 
 Deliver = Callable[[], None]
+_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stop:
+    """Turns the first signal into a request; a second one, or a grace period, is the end.
+
+    The second one goes to its usual handler, as soon as nothing holds it back. A context manager,
+    not installed where a signal is ignored, nor in other threads than the main one, which receive
+    none.
+
+    Args:
+        grace_s: after a first signal, how long until it goes to its usual handler after all.
+        clock: seconds, growing.
+    """
+
+    def __init__(self, grace_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._grace_s, self._clock = grace_s, clock
+        self._usual: dict[int, Any] = {}
+        self._until_s = float("inf")
+        self._second: int | None = None
+        self._holds_back = 0
+        self.requested: int | None = None
+        """Number of the first signal that came; None as long as none did."""
+
+    def __enter__(self) -> Self:
+        self._usual = _usual_handlers(ignored=False)
+        for number in self._usual:
+            signal.signal(number, self._note)
+        if self._usual:
+            _installed.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._uninstall()
+
+    @contextlib.contextmanager
+    def holding_back(self) -> Iterator[None]:
+        """Hold a second signal back, for ``deliver`` or the end."""
+        self._holds_back += 1
+        try:
+            yield
+        finally:
+            self._holds_back -= 1
+            self.deliver()
+
+    def deliver(self) -> None:
+        """Call the usual handler if a second signal came, or if the grace period is over."""
+        if self._second is not None or self._clock() > self._until_s:
+            self.raise_it()
+
+    def raise_it(self) -> None:
+        """Call the usual handler of the signal that came; all handlers are the usual ones again.
+
+        It raises ``KeyboardInterrupt`` or ``SystemExit``, or ends the process.
+        """
+        number, self._second = self._second or self.requested, None
+        self._uninstall()
+        if number is not None:
+            signal.raise_signal(number)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self.requested is None:
+            self.requested, self._until_s = number, self._clock() + self._grace_s
+            return
+        self._second = number
+        if not self._holds_back:
+            self.raise_it()
+
+    def _uninstall(self) -> None:
+        _restore(self._usual)
+        if self._usual:
+            _installed.remove(self)
+        self._usual = {}
+        self._until_s = float("inf")
+
+
+_installed: list[Stop] = []
+"""The one that is installed, if any; signal handlers are the process's, and so is this."""
 
 
 @contextlib.contextmanager
@@ -18,10 +100,13 @@ def deferred_signals() -> Iterator[Deliver]:
     """Yield a function that delivers a signal that came meanwhile to its usual handler.
 
     What is still held back at the end is delivered then. Threads other than the main one
-    receive no signals, so there is nothing to hold back.
+    receive no signals, so there is nothing to hold back. An installed ``Stop`` holds signals
+    back anyway, and says which are delivered.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
+    if _installed and threading.current_thread() is threading.main_thread():
+        stop = _installed[-1]
+        with stop.holding_back():
+            yield stop.deliver
         return
     arrived: list[int] = []
 
@@ -29,20 +114,31 @@ def deferred_signals() -> Iterator[Deliver]:
         del frame
         arrived.append(number)
 
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not None]
-    usual = {number: signal.signal(number, note) for number in numbers}
+    usual = _usual_handlers()
+    for number in usual:
+        signal.signal(number, note)
 
-    def restore() -> None:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
-
-    def deliver() -> None:
+    def deliver_arrived() -> None:
         if arrived:
-            restore()
+            _restore(usual)
             signal.raise_signal(arrived.pop())
 
     try:
-        yield deliver
+        yield deliver_arrived
     finally:
-        restore()
-    deliver()
+        _restore(usual)
+    deliver_arrived()
+
+
+def _usual_handlers(ignored: bool = True) -> dict[int, Any]:
+    """Return the handlers that can be replaced; outside the main thread, none can."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    handlers = {number: signal.getsignal(number) for number in _NUMBERS}
+    left_alone = (None,) if ignored else (None, signal.SIG_IGN)
+    return {number: usual for number, usual in handlers.items() if usual not in left_alone}
+
+
+def _restore(usual: dict[int, Any]) -> None:
+    for number, handler in usual.items():
+        signal.signal(number, handler)

@@ -6,7 +6,7 @@ Nothing here knows Megatron: an export reads weights without building a model.
 import torch
 from torch import Tensor
 
-from disagg_train.checkpoint.save import CheckpointReader
+from disagg_train.checkpoint.reader import CheckpointReader
 from disagg_train.config.modules import LoraConfig
 from disagg_train.modules.lora import LORA_A, LORA_B, is_addition, merged
 

@@ -91,6 +91,7 @@ class Executor:
             OpKind.OPTIMIZER_STEP: self._optimizer_step,
         }
         self.current_op: Op | None = None
+        self.on_op: Callable[[Op | None], None] = lambda op: None
 
     def run(
         self,
@@ -120,12 +121,14 @@ class Executor:
         self._spans.append(Span(START_STEP, "", "update", begin, time.time()))
         for op in program.ops:
             self.current_op, begin = op, time.time()
+            self.on_op(op)
             self._world.watchdog.check()
             self._do[op.kind](op)
             self._spans.append(span_of(op, begin, time.time()))
             if following := program.next_receive.get(op):
                 self._post(following)
         self.current_op = None
+        self.on_op(None)
         return self._end_step()
 
     def _start_step(self, plan: StepPlan, inputs: StepInputs, upcoming: Upcoming | None) -> None:

@@ -26,3 +26,12 @@ class LossScale:
         self._good_steps += 1
         if self._good_steps == self._interval:
             self.value, self._good_steps = self.value * 2.0, 0
+
+    @property
+    def state(self) -> tuple[float, int]:
+        """The scale, and how many steps since it changed were good."""
+        return self.value, self._good_steps
+
+    def resume(self, value: float, good_steps: int) -> None:
+        """Go on from an earlier ``state``."""
+        self.value, self._good_steps = value, good_steps

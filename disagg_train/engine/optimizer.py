@@ -7,6 +7,8 @@ Of weights in bf16 or fp16 Megatron keeps fp32 copies, a shard on each dp rank, 
 these; it tells by the weights' own type. The scale of an fp16 loss is the job's, not Megatron's.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +23,24 @@ from torch import Tensor, nn
 from disagg_train.config.job import OptimizerConfig as JobOptimizer
 from disagg_train.modules.cpu import cuda_means_cpu
 from disagg_train.modules.weights import is_expert_parallel, is_tied, is_tied_copy
+
+AVERAGES = ("exp_avg", "exp_avg_sq")
+"""Adam's running averages of a weight's gradient and of its square."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The part of a trained weight that this rank's optimizer changes.
+
+    Args:
+        start: where it begins in the flattened local weight.
+        master: its values in fp32, flat.
+        averages: Adam's averages by name, flat; none before the first update.
+    """
+
+    start: int
+    master: Tensor
+    averages: Mapping[str, Tensor]
 
 
 def wrap(model: nn.Module, groups: ProcessGroupCollection) -> DistributedDataParallel:
@@ -94,6 +114,7 @@ class ModuleOptimizer:
         if weight_decay is not None:
             job = job.model_copy(update={"weight_decay": weight_decay})
         self._optimizer = build_adam(model, groups, job, clip_grad=0.0)
+        self.num_updates = 0
 
     def zero_grad(self) -> None:
         """Forget the last step's gradients."""
@@ -173,6 +194,7 @@ class ModuleOptimizer:
                 parameters = self._optimizer.get_parameters()
                 clip_grad_by_total_norm_fp32(parameters, self._clip, grad_norm)
             self._optimizer.step_with_ready_grads()
+        self.num_updates += 1
 
     @torch.no_grad()
     def master(self, parameter: nn.Parameter) -> Tensor:
@@ -184,12 +206,39 @@ class ModuleOptimizer:
             return parameter
         lanes = self._groups.expt_dp if is_expert_parallel(parameter) else self._groups.dp_cp
         whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
-        for optimizer in self._parts:
-            if parameter in getattr(optimizer, "model_param_gbuf_map", {}):
-                mine = optimizer._get_model_param_range_map(parameter)["param"]
-                whole[mine.start : mine.end] = parameter.main_param
+        if (shard := self.shard(parameter)) is not None:
+            whole[shard.start : shard.start + shard.master.numel()] = shard.master
         dist.all_reduce(whole, group=lanes)
         return whole.view_as(parameter)
+
+    def shard(self, parameter: nn.Parameter) -> Shard | None:
+        """Return the part of a weight that this rank's optimizer changes, if there is one."""
+        for optimizer in self._parts:
+            if parameter in getattr(optimizer, "model_param_gbuf_map", {}):
+                group, number = optimizer.model_param_group_index_map[parameter]
+                master = optimizer.optimizer.param_groups[group]["params"][number]
+                state = optimizer.optimizer.state.get(master, {})
+                averages = {name: state[name] for name in AVERAGES if name in state}
+                start = optimizer._get_model_param_range_map(parameter)["param"].start
+                return Shard(start, master.detach(), averages)
+        return None
+
+    def resume(self, num_updates: int) -> None:
+        """Go on after so many updates: make averages, for somebody to fill in.
+
+        torch's Adam counts updates per weight, Transformer Engine's per group of weights.
+        """
+        self.num_updates = num_updates
+        adams = (getattr(optimizer, "optimizer", None) for optimizer in self._parts)
+        for adam in filter(None, adams if num_updates else ()):
+            counts_each = isinstance(adam, torch.optim.Adam)
+            for group in adam.param_groups:
+                if not counts_each:
+                    group["step"] = num_updates
+                for master in group["params"]:
+                    count = {"step": torch.tensor(float(num_updates))} if counts_each else {}
+                    averages = {name: torch.zeros_like(master.detach()) for name in AVERAGES}
+                    adam.state[master] = count | averages
 
     @property
     def _parts(self) -> list[Any]:

@@ -3,7 +3,7 @@
 Ray actors and torchrun processes both hold one of these.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -33,10 +33,12 @@ from disagg_train.engine.inputs import InputLoader
 from disagg_train.engine.links import open_links
 from disagg_train.engine.loss_scale import LossScale
 from disagg_train.engine.samples import Lane, SampleLoader
-from disagg_train.engine.setup import RankSetup
+from disagg_train.engine.setup import RankSetup, StateSource
+from disagg_train.engine.snapshot import Send, Snapshots
 from disagg_train.engine.stage import Stage, build_stage
+from disagg_train.engine.state import RankState, seed_random_numbers
 from disagg_train.engine.world import World
-from disagg_train.metrics.records import BadSample, RankReport
+from disagg_train.metrics.records import BadSample, RankReport, SnapshotOrder, Stored
 from disagg_train.modules import cpu
 from disagg_train.modules.custom import CustomEncoder
 from disagg_train.modules.process_groups import make_process_groups
@@ -48,11 +50,22 @@ from disagg_train.schedule.program import Program
 class Rank:
     """One rank, ready to run steps.
 
+    Args:
+        setup: what it is told.
+        source: the state that it begins with; None for the first weights.
+        data: the job's data source, where an earlier rank of this process has opened it.
+
     Raises:
         BoundaryError: another rank does not arrive before the deadline.
+        CheckpointError: the state cannot be read, or is of another model.
     """
 
-    def __init__(self, setup: RankSetup) -> None:
+    def __init__(
+        self,
+        setup: RankSetup,
+        source: StateSource | None = None,
+        data: DataSource | None = None,
+    ) -> None:
         job = setup.job
         self._setup = setup
         self._training = Program(setup.training_ops)
@@ -63,17 +76,29 @@ class Rank:
             _check_nccl(job)
         cpu.install()
         self._placement = job_placement(job)
-        deadline_s = job.deadlines.exchange_s
         self._world = World(
-            setup.rendezvous, self._placement, setup.group, setup.rank, self._device, deadline_s
+            setup.rendezvous,
+            self._placement,
+            setup.group,
+            setup.rank,
+            self._device,
+            deadline_s=job.deadlines.exchange_s,
+            saving_s=job.deadlines.storing_s,
         )
+        seed_random_numbers(job.seed, self._world.place)
         try:
-            self._build(job)
+            self._build(job, data)
         except BaseException:
             self._world.close()
             raise
+        try:
+            if source is not None:
+                self._state.restore(source)
+        except BaseException:
+            self.close()
+            raise
 
-    def _build(self, job: JobConfig) -> None:
+    def _build(self, job: JobConfig, data: DataSource | None) -> None:
         device, edges = self._device.torch_device, job_edges(job)
         self._meter = ActivationMeter()
         self._stages = self._build_stages(job, job.deadlines.exchange_s)
@@ -84,8 +109,11 @@ class Rank:
         self._executor = Executor(
             self._world, self._stages, self._links, tuple(job.modules), self._meter, scale
         )
+        self._state = RankState(self._stages, self._setup.group, self._setup.rank, scale)
+        self._snapshots = Snapshots(self._state, self._world.saving, job.deadlines.storing_s)
         mine = {name: edges[name] for name in self._links}
-        samples = SampleLoader(open_source(job), self._lanes(), job.encoders, job.data.workers)
+        self.data = open_source(job) if data is None else data
+        samples = SampleLoader(self.data, self._lanes(), job.encoders, job.data.workers)
         makers = self._batch_makers(job, mine, samples)
         self._loader = InputLoader(samples, makers, mine, self._world.place)
 
@@ -140,6 +168,10 @@ class Rank:
         """The op that is running, for error messages; empty between steps."""
         return str(self._executor.current_op or "")
 
+    def tell_ops(self, tell: Callable[[str], None]) -> None:
+        """Have ``tell`` called with every op before it runs, and with nothing after the last."""
+        self._executor.on_op = lambda op: tell(str(op or ""))
+
     def train(self, plan: StepPlan, upcoming: StepPlan | None) -> RankReport:
         """Run one training step, and load the next one's samples meanwhile."""
         self._meter.active = self._setup.job.train.is_traced(plan.step)
@@ -160,6 +192,19 @@ class Rank:
         with torch.no_grad():
             return self._executor.run(self._evaluation, plan, inputs)
 
+    def snapshot(self, order: SnapshotOrder, send: Send | None = None) -> None:
+        """Copy the state between two steps, and start to store the copy.
+
+        Args:
+            order: what to do with it.
+            send: brings it to the vaults, where the order says so.
+        """
+        self._snapshots.take(order, send)
+
+    def stored(self, order: SnapshotOrder) -> Stored:
+        """Wait until the latest snapshot is stored; return how that went."""
+        return self._snapshots.stored(order)
+
     def weights(self) -> dict[str, NDArray[Any]]:
         """Return full weights by full name, each on the first rank that holds it."""
         return inspect.full_weights(self._stages)
@@ -174,6 +219,7 @@ class Rank:
     def close(self) -> None:
         """Stop the loader and leave all groups."""
         self._loader.close()
+        self._snapshots.close()
         for link in self._links.values():
             link.close()
         self._world.close()

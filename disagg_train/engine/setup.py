@@ -5,6 +5,9 @@ Actors make these, torchrun makes these; what follows is the same.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
+
+from torch.distributed.checkpoint import StorageReader
 
 from disagg_train.config.job import JobConfig
 from disagg_train.schedule.ops import Op
@@ -44,3 +47,14 @@ class RankSetup:
     rank: int
     training_ops: Sequence[Op]
     evaluation_ops: Sequence[Op]
+
+
+class StateSource(Protocol):
+    """Where a rank finds the state that it begins with: a checkpoint, or the vaults."""
+
+    @property
+    def steps_done(self) -> int:
+        """Training steps that the state has behind it."""
+
+    def reader(self, module: str) -> StorageReader:
+        """Return a reader of a module's state, whatever layout it was saved in."""

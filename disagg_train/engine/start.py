@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from disagg_train.checkpoint.save import CheckpointReader
+from disagg_train.checkpoint.reader import CheckpointReader
 from disagg_train.engine.earlier import EarlierWeights
 from disagg_train.errors import CheckpointError
 from disagg_train.modules.lora import LORA_A

@@ -26,6 +26,7 @@ class World:
         rank: this rank inside its group.
         device: what it computes on.
         deadline_s: of joining, and of any collective.
+        saving_s: deadline of writing a checkpoint, for which all ranks of a group wait.
 
     Raises:
         BoundaryError: somebody does not arrive before the deadline.
@@ -39,9 +40,10 @@ class World:
         rank: int,
         device: Device,
         deadline_s: float,
+        saving_s: float,
     ) -> None:
         self.rendezvous, self.placement, self.group, self.rank = rendezvous, placement, group, rank
-        self.device, self.deadline_s = device, deadline_s
+        self.device, self.deadline_s, self._saving_s = device, deadline_s, saving_s
         self.place = placement.places(group)[rank]
         timeout = timedelta(seconds=deadline_s)
         self.store = TCPStore(rendezvous.host, rendezvous.port, is_master=False, timeout=timeout)
@@ -67,6 +69,9 @@ class World:
             raise BoundaryError(
                 f"group {self.group!r} rank {self.rank} could not join its group: {error}"
             ) from None
+        # For the thread that writes checkpoints, whose collectives must not mix with a step's.
+        self.saving = dist.new_group(backend="gloo", timeout=timeout)
+        dist.set_timeout(timedelta(seconds=self._saving_s), self.saving)
 
     def join(self, name: str, places: tuple[int, ...]) -> GlooGroup:
         """Open a private group on the CPU among global ranks; all of them must call this."""

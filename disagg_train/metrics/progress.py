@@ -51,11 +51,12 @@ class TrainingProgress:
                 highlight=False,
                 soft_wrap=True,
             )
-        self._evaluated = len(evaluations)
+        self._evaluated = len(evaluations)  # fewer than before, where a run went back
 
-    def say(self, text: str) -> None:
-        """Print a line above the bar."""
-        self._bar.console.print(text)
+    def say(self, *texts: str) -> None:
+        """Print lines above the bar."""
+        for text in texts:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
         self._bar.start()

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,41 @@ class RankReport:
 
 
 @dataclass(frozen=True)
+class SnapshotOrder:
+    """Asks every rank to copy its state after a step, and says where the copy goes.
+
+    Args:
+        steps_done: training steps that the state has behind it.
+        to_vaults: whether into the vaults' memory.
+        folder: of the checkpoint to write it to, an fsspec address or an absolute path; None for
+            no checkpoint.
+    """
+
+    steps_done: int
+    to_vaults: bool = False
+    folder: str | None = None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What became of a rank's copy.
+
+    Args:
+        stall_s: how long the rank stood still for it.
+        busy_s: how long storing it took, beside the training.
+        files: files that the rank wrote for a checkpoint, by path below its folder -> SHA-256.
+        error: why the checkpoint could not be written; empty if it could.
+        copy_error: why no vault took the copy; empty if one did.
+    """
+
+    stall_s: float
+    busy_s: float
+    files: Mapping[str, str] = field(default_factory=dict)
+    error: str = ""
+    copy_error: str = ""
+
+
+@dataclass(frozen=True)
 class ModuleTimes:
     """Seconds of one module in one step: its slowest rank's; bytes that its ranks sent."""
 
@@ -107,6 +142,13 @@ class StepRecord:
         """Return the record as plain data."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Return the record that ``as_dict`` made plain data of."""
+        modules = {name: ModuleTimes(**times) for name, times in content["modules"].items()}
+        bad = tuple(BadSample(**sample) for sample in content["bad_samples"])
+        return cls(**{**content, "modules": modules, "bad_samples": bad})
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -143,6 +185,12 @@ class Evaluation:
     def as_dict(self) -> dict[str, Any]:
         """Return the record as plain data."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Return the record that ``as_dict`` made plain data of."""
+        answers = tuple(Answer(**answer) for answer in content["answers"])
+        return cls(**{**content, "answers": answers})
 
 
 def module_times(reports: Sequence[RankReport], modules: Sequence[str]) -> dict[str, ModuleTimes]:

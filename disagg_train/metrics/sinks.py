@@ -1,21 +1,44 @@
 """Where records go: lines of JSON in the run's folder."""
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TextIO
+
+Keep = Callable[[Mapping[str, Any]], bool]
+
+
+def _nothing(record: Mapping[str, Any]) -> bool:
+    del record
+    return False
 
 
 class JsonLines:
     """A file of one JSON object per line, readable while it is written.
 
     Args:
-        path: of the file; an older one is replaced.
+        path: of the file.
+        keep: tells which of the lines that are there stay; none where not given.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keep: Keep = _nothing) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w")
+        self._path = path
+        self._file = self._keep_only(keep)
+
+    def rewind(self, keep: Keep) -> None:
+        """Take back what does not count any more: all lines but those that ``keep`` names."""
+        self._file.close()
+        self._file = self._keep_only(keep)
+
+    def _keep_only(self, keep: Keep) -> TextIO:
+        """Replace the file as a whole, so that whoever dies here leaves the old or the new one."""
+        kept = [record for record in read_json_lines(self._path) if keep(record)]
+        partial = self._path.with_name(f"{self._path.name}.partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        os.replace(partial, self._path)
+        return self._path.open("a")
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one object."""
@@ -27,3 +50,16 @@ class JsonLines:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a file; a last line that was cut off while written does not count."""
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text().splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return found

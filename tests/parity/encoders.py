@@ -50,6 +50,27 @@ class SplitEncoder(nn.Module):
         return x_PD
 
 
+class ForgetfulEncoder(nn.Module):
+    """Columns of strips through a matrix, half of whose output random numbers take away.
+
+    Args:
+        width: values of a token.
+    """
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        self.width = width
+        self.embedding, self.dropout = nn.Linear(HEIGHT * COLUMNS, width), nn.Dropout(0.5)
+
+    @staticmethod
+    def count(size: tuple[int, ...], **_: Any) -> int:
+        return size[1] // COLUMNS
+
+    def forward(self, samples: list[Tensor]) -> Tensor:
+        columns = [strip.squeeze(2).T.reshape(-1, HEIGHT * COLUMNS) for strip in samples]
+        return self.dropout(self.embedding(torch.cat(columns)))
+
+
 class SplitLayer(nn.Module):
     """Two matrices with a GELU between them; each tp rank has a part of both."""
 

@@ -187,9 +187,9 @@ def _first_weights(pool: ActorPool, job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _saved(run: Path) -> dict[str, Any]:
-    from disagg_train.checkpoint.save import load_weights
+    from disagg_train.checkpoint.reader import load_weights
 
-    return load_weights(run / "checkpoint")
+    return load_weights(run)
 
 
 @pytest.mark.slow

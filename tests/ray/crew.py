@@ -47,7 +47,7 @@ class Crew:
         self._pool = pool
         self._host = RendezvousHost(ray.util.get_node_ip_address())
         sizes = {name: group.ranks for name, group in job.groups.items()}
-        self.by_name: Mapping[str, ActorGroup] = pool._lease(sizes, job.deadlines.setup_s)
+        self.by_name: Mapping[str, ActorGroup] = pool.start(sizes, job.deadlines.setup_s)
         self.groups = list(self.by_name.values())
 
     @property
@@ -65,6 +65,7 @@ class Crew:
         actors, known = self.by_name[group].actors, self._pool._actors
         at, actors[rank] = known.index(actors[rank]), start_actor()
         known[at] = actors[rank]
+        self._pool._leased.append(actors[rank])
 
     def set_up(self, job: JobConfig) -> None:
         """Build every rank under the next epoch; raises the culprit's error."""
@@ -99,8 +100,10 @@ class Crew:
         for group in self.groups:
             try:
                 results(group.teardown(), _WAIT_S, group.name, "teardown")
+                sound = True
             except Exception:
-                self._pool._give_back({group.name: group}, False)
+                sound = False
+            self._pool.release({group.name: group}, sound)
 
 
 class Fault:

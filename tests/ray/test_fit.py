@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from disagg_train.checkpoint.save import load_weights
+from disagg_train.checkpoint.reader import load_weights
 from disagg_train.driver.plans import job_schedules
 from disagg_train.schedule.file import load_schedule
 from disagg_train.trainer import Trainer
@@ -64,7 +64,7 @@ def test_the_model_was_evaluated_when_it_should_be(finished: Trainer) -> None:
 
 
 def test_the_checkpoint_holds_every_weight(finished: Trainer) -> None:
-    weights = load_weights(finished.output / "checkpoint")
+    weights = load_weights(finished.output)
     assert {name.partition(".")[0] for name in weights} == {"vision", "language"}
     assert all(np.isfinite(tensor).all() for tensor in weights.values())
 

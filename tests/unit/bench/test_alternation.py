@@ -48,3 +48,9 @@ def test_a_contestant_trains_as_many_steps_as_are_planned(blocks: int) -> None:
 def test_no_block_is_refused() -> None:
     with pytest.raises(ConfigError, match="use at least 1"):
         num_steps(0)
+
+
+def test_runs_are_as_long_as_asked_for_after_the_warm_up() -> None:
+    ours = Fake("a", 0.1, [])
+    alternate(ours, Fake("b", 0.1, []), 1, steps_per_run=7)
+    assert len(ours.losses) == STEPS_PER_RUN + 2 * 7

@@ -1,10 +1,8 @@
 """Bad samples leave no trace: the plans that run are those of a data set without them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from itertools import islice
-from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -24,45 +22,32 @@ from disagg_train.errors import DataError, RankError
 from disagg_train.metrics.records import BadSample, RankReport
 from disagg_train.planner.step_plan import SampleSize, StepPlan
 from tests.unit.config.jobs import JOB
+from tests.unit.driver.fake_group import FakeGroup, done, failed
 
 _LIMIT = 50
 
 
-class _Group:
+class _Group(FakeGroup):
     """Two ranks; the first sees one part of the bad samples, the second another."""
 
-    name = "all"
-
     def __init__(self, bad: Sequence[set[int]] = (set(), set()), depth: int = 1) -> None:
-        self.calls: list[tuple[str, int]] = []
+        super().__init__()
         self.trained: list[StepPlan] = []
         self._bad, self._depth = bad, depth
         self._probed: list[StepPlan] = []
 
     def probe(self, plan: StepPlan) -> Future[Sequence[Sequence[BadSample]]]:
-        self.calls.append(("probe", plan.step))
+        self.calls.append(f"probe {plan.step}")
         keys = [{s.key for s in plan.samples} & seen for seen in self._bad]
         self._probed.append(plan)
-        return _done([tuple(BadSample(key, f"sample {key} is bad") for key in k) for k in keys])
+        return done([tuple(BadSample(key, f"sample {key} is bad") for key in k) for k in keys])
 
     def train(self, plan: StepPlan, upcoming: StepPlan | None) -> Future[Sequence[RankReport]]:
-        self.calls.append(("train", plan.step))
+        self.calls.append(f"train {plan.step}")
         assert plan in self._probed
         assert upcoming is None or (self._depth == 2 and upcoming in self._probed)
         self.trained.append(plan)
-        return _done([RankReport(0, loss_sum=1.0)])
-
-    def evaluate(self, plan: StepPlan) -> Future[Sequence[RankReport]]:
-        raise NotImplementedError
-
-    def save(self, folder: Path) -> Future[Sequence[dict[str, str]]]:
-        raise NotImplementedError
-
-
-def _done(result: Any) -> Future[Any]:
-    future: Future[Any] = Future()
-    future.set_result(result)
-    return future
+        return done([RankReport(0, loss_sum=1.0)])
 
 
 def _job(*overrides: str) -> JobConfig:
@@ -103,15 +88,15 @@ def test_a_plan_is_probed_while_the_step_before_it_runs() -> None:
     group = _Group()
     committer = Committer([group], BadSamples(0), 5.0)
     next(loop.train([group], _plans(_job(), range(40)), 5.0, committer=committer))
-    assert group.calls == [("probe", 0), ("train", 0), ("probe", 1), ("train", 1)]
+    assert group.calls == ["probe 0", "train 0", "probe 1", "train 1"]
 
 
 def test_encoders_that_run_ahead_are_given_a_committed_plan() -> None:
     group = _Group(depth=2)
     committer = Committer([group], BadSamples(0), 5.0, runs_ahead=True)
     next(loop.train([group], _plans(_job(), range(40)), 5.0, committer=committer))
-    assert group.calls[:3] == [("probe", 0), ("probe", 1), ("train", 0)]
-    assert group.calls[3:] == [("probe", 2), ("train", 1)]
+    assert group.calls[:3] == ["probe 0", "probe 1", "train 0"]
+    assert group.calls[3:] == ["probe 2", "train 1"]
 
 
 def test_without_a_committer_nothing_is_probed() -> None:
@@ -119,7 +104,7 @@ def test_without_a_committer_nothing_is_probed() -> None:
     group._probed = list(_plans(_job(), range(40)))
     group._depth = 2
     assert len(list(loop.train([group], _plans(_job(), range(40)), 5.0))) == 7
-    assert {kind for kind, _ in group.calls} == {"train"}
+    assert {call.split()[0] for call in group.calls} == {"train"}
 
 
 def test_too_many_bad_samples_end_the_run_with_the_last_reason() -> None:
@@ -160,24 +145,15 @@ def test_recorded_plans_are_those_that_were_committed() -> None:
     assert again == group.trained
 
 
-def _failing(error: Exception) -> Callable[..., Future[Any]]:
-    def call(*_: object) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_exception(error)
-        return future
-
-    return call
-
-
 def test_the_step_is_blamed_where_it_took_the_loading_along() -> None:
     group = _Group()
     committer = Committer([group], BadSamples(0), 5.0)
     plans = _plans(_job(), range(40))
     steps = loop.train([group], plans, 5.0, lambda step: True, committer)
     next(steps)
-    group.train = _failing(RankError("the actor died", "all", 1, cause="died"))  # type: ignore[method-assign]
-    group.probe = _failing(RankError("cancelled", "all", 1))  # type: ignore[method-assign]
-    with pytest.raises(RankError, match="the actor died"):
+    group.train = lambda *_: failed(RankError("died", "all", 1, cause="died"))  # type: ignore[method-assign]
+    group.probe = lambda plan: failed(RankError("cancelled", "all", 1))  # type: ignore[method-assign]
+    with pytest.raises(RankError, match="died"):
         next(steps)
 
 

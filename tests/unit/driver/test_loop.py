@@ -4,43 +4,17 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future
-from pathlib import Path
 
 import pytest
 
 from disagg_train.driver import loop
-from disagg_train.driver.signals import deferred_signals
+from disagg_train.driver.signals import Stop, deferred_signals
 from disagg_train.errors import RankError
-from disagg_train.metrics.records import RankReport
 from disagg_train.planner.balance import in_order
 from disagg_train.planner.step_plan import SampleSize, StepPlan
-
-
-class _Group:
-    """Answers at once, and remembers what it was asked."""
-
-    name = "all"
-
-    def __init__(self, fails_at: int = -1) -> None:
-        self.asked: list[tuple[int, int | None]] = []
-        self._fails_at = fails_at
-
-    def train(self, plan: StepPlan, upcoming: StepPlan | None) -> Future[Sequence[RankReport]]:
-        self.asked.append((plan.step, upcoming.step if upcoming else None))
-        future: Future[Sequence[RankReport]] = Future()
-        if plan.step == self._fails_at:
-            future.set_exception(RankError("raised", "all", 0, cause="raised"))
-        else:
-            future.set_result([RankReport(1, loss_sum=6.0), RankReport(0, loss_sum=6.0)])
-        return future
-
-    def evaluate(self, plan: StepPlan) -> Future[Sequence[RankReport]]:
-        raise NotImplementedError
-
-    def save(self, folder: Path) -> Future[Sequence[dict[str, str]]]:
-        raise NotImplementedError
+from tests.unit.driver.fake_group import FakeGroup
 
 
 def _plans(count: int) -> list[StepPlan]:
@@ -49,7 +23,7 @@ def _plans(count: int) -> list[StepPlan]:
 
 
 def test_every_plan_is_handed_out_once_with_the_next_one_beside_it() -> None:
-    group = _Group()
+    group = FakeGroup()
     records = [record for record, _ in loop.train([group], _plans(4), 5.0)]
     assert group.asked == [(0, 1), (1, 2), (2, 3), (3, None)]
     assert [record.step for record in records] == [0, 1, 2, 3]
@@ -58,27 +32,49 @@ def test_every_plan_is_handed_out_once_with_the_next_one_beside_it() -> None:
 
 
 def test_the_next_plan_is_handed_out_before_a_step_is_done() -> None:
-    group = _Group()
+    group = FakeGroup()
     next(loop.train([group], _plans(3), 5.0))
     assert [step for step, _ in group.asked] == [0, 1]
 
 
 def test_no_plan_is_ahead_where_the_driver_pauses() -> None:
-    group = _Group()
+    group = FakeGroup()
     steps = loop.train([group], _plans(3), 5.0, pauses_after=lambda step: step == 0)
     next(steps)
     assert [step for step, _ in group.asked] == [0]
     assert [record.step for record, _ in steps] == [1, 2]
 
 
+def _interrupt(stop: Stop) -> None:
+    stop.requested = signal.SIGINT
+
+
+def test_after_a_request_to_stop_only_what_was_handed_out_is_completed() -> None:
+    group, stop = FakeGroup(), Stop(30.0)
+    steps = loop.train([group], _plans(6), 5.0, stop=stop)
+    next(steps)
+    _interrupt(stop)
+    assert [record.step for record, _ in steps] == [1]
+    assert [step for step, _ in group.asked] == [0, 1]
+
+
+def test_after_a_request_to_stop_at_a_pause_no_step_comes() -> None:
+    group, stop = FakeGroup(), Stop(30.0)
+    steps = loop.train([group], _plans(6), 5.0, lambda step: True, stop=stop)
+    next(steps)
+    _interrupt(stop)
+    assert not list(steps)
+    assert [step for step, _ in group.asked] == [0]
+
+
 def test_reports_come_in_the_order_of_global_ranks() -> None:
-    _, reports = next(loop.train([_Group()], _plans(1), 5.0))
+    _, reports = next(loop.train([FakeGroup()], _plans(1), 5.0))
     assert [report.place for report in reports] == [0, 1]
 
 
 def test_a_failure_reaches_the_caller() -> None:
     with pytest.raises(RankError, match="group 'all' rank 0: raised"):
-        list(loop.train([_Group(fails_at=1)], _plans(3), 5.0))
+        list(loop.train([FakeGroup(fails_at=1)], _plans(3), 5.0))
 
 
 def test_a_death_is_blamed_before_those_who_lost_their_peer() -> None:

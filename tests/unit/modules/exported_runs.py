@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from disagg_train.checkpoint.save import save_modules, write_manifest
 from disagg_train.config.job import JobConfig
 from disagg_train.config.load import load_job
 from disagg_train.config.models import GptConfig
@@ -17,6 +16,7 @@ from disagg_train.config.modules import GptModule, TransformerModule
 from disagg_train.modules.hf.checkpoint import Checkpoint
 from disagg_train.modules.hf.encoders import encoder_naming
 from disagg_train.modules.hf.language import language_naming
+from tests.unit.checkpoint.saved import save_weights
 
 Weights = dict[str, NDArray[Any]]
 
@@ -130,8 +130,7 @@ def finished_run(
     )
     weights = dict(_weights(job))
     change(weights)
-    sums = save_modules(folder / "checkpoint", weights, 0)
-    write_manifest(folder / "checkpoint", job.model_dump(mode="json"), 5, sums)
+    save_weights(str(folder / "checkpoints"), weights, 5, job.model_dump(mode="json"))
     return folder
 
 

@@ -1,0 +1,349 @@
+"""A training run, from its first step or a checkpoint to its last, through failures.
+
+The driver's loop runs steps until something fails. What happens then is here: find out what
+failed, make those actors anew, go back to a step of which the whole state is at hand, go on.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+from actors.session import LostCapacity, Session
+from disagg_train.checkpoint.manifest import CheckpointStore, Manifest
+from disagg_train.checkpoint.sharded import CheckpointSource
+from disagg_train.config.job import JobConfig
+from disagg_train.config.resize import resized, shrunk
+from disagg_train.driver import loop
+from disagg_train.driver.commitment import BadSamples, Committer
+from disagg_train.driver.history import PlanLog
+from disagg_train.driver.keeping import Keeper
+from disagg_train.driver.plans import TrainingPlans, training_batches
+from disagg_train.driver.recovery import RestartPolicy
+from disagg_train.driver.requests import Requests, ResizeRequest
+from disagg_train.driver.signals import Stop, deferred_signals
+from disagg_train.driver.skips import SkippedSteps
+from disagg_train.driver.waiting import await_all
+from disagg_train.engine.setup import StateSource
+from disagg_train.errors import ConfigError, RankError
+from disagg_train.metrics.records import Evaluation, RankReport, SnapshotOrder, StepRecord
+from disagg_train.metrics.run_files import RunFiles
+from disagg_train.planner.step_plan import SampleSize
+from disagg_train.schedule.file import save_schedule
+from disagg_train.schedule.ops import OpKind
+
+_POLL_S = 0.1
+
+OpenSession = Callable[[JobConfig, StateSource | None], Session]
+"""Sets a job up on actors, with the state that they begin with."""
+Evaluate = Callable[[Session, int], Evaluation]
+"""Scores held-out samples after so many steps."""
+
+
+class TrainingRun:
+    """Runs a job's steps; a context manager that ends what it began.
+
+    Args:
+        job: the job.
+        sizes: of all training samples.
+        bad: samples that were taken out.
+        store: the run's checkpoints.
+        start: checkpoint to go on from; None begins anew.
+        start_folder: where that lies.
+        open_session: sets the job up; its session may hold a job that was changed to fit.
+        evaluate: scores held-out samples.
+    """
+
+    def __init__(
+        self,
+        job: JobConfig,
+        sizes: Sequence[SampleSize],
+        bad: BadSamples,
+        store: CheckpointStore,
+        start: Manifest | None,
+        start_folder: str,
+        open_session: OpenSession,
+        evaluate: Evaluate,
+    ) -> None:
+        self._sizes, self._bad, self._store = sizes, bad, store
+        self._evaluate, self._output = evaluate, Path(job.output)
+        self._steps_done = 0 if start is None else start.step
+        self._requests = Requests(self._output)
+        self._requests.clear()
+        self._policy = RestartPolicy(job.recovery)
+        self._skips = SkippedSteps(job.train.max_skipped)
+        self._notes: list[str] = []
+        self._last_copy = self._steps_done
+        self._pauses_for_requests = -1
+        self.restarts = 0
+        self.files = RunFiles(self._output, self._steps_done, job.train.list_samples)
+        source = None if start is None else CheckpointSource(start_folder, start.step)
+        self._session = open_session(job, source)
+        try:
+            self._plans = self._plans_from(None if start is None else start.sampler)
+            in_store = start is not None and start_folder == store.address(start.step)
+            self._keeper = Keeper(
+                self.job,
+                store,
+                self._manifest,
+                self.keeps_copies,
+                shares_cores=self._session.on_cpus,
+                resumed_from=self._steps_done if in_store else None,
+            )
+        except BaseException:
+            self._session.close()
+            raise
+
+    @property
+    def job(self) -> JobConfig:
+        """The job as it runs now."""
+        return self._session.job
+
+    @property
+    def keeps_copies(self) -> bool:
+        """Whether memory holds copies of the state."""
+        return self.job.recovery.restart == "group"
+
+    def take_notes(self) -> list[str]:
+        """Return what people should know, and has not been returned before."""
+        notes, self._notes = self._notes + self._keeper.notes, []
+        self._keeper.notes.clear()
+        return notes
+
+    def steps(self) -> Iterator[StepRecord]:
+        """Train to the end; yield a record after every step.
+
+        After a failure the steps since the restored one are run, and yielded, once more.
+
+        Raises:
+            RankError: a rank failed and the run may not, or cannot, go on.
+            CheckpointError: a checkpoint cannot be written.
+        """
+        if self._session.note:
+            self._notes.append(self._session.note)
+        save_schedule(self._session.schedule, self._output / "schedule.yaml")
+        with Stop(self.job.recovery.grace_s) as stop:
+            while True:
+                try:
+                    yield from self._attempt(stop)
+                    if stop.requested is None and self._steps_done < self.job.train.steps:
+                        self._resize()
+                        continue
+                    self._save()
+                    break
+                except RankError as error:
+                    self._recover(error, stop)
+            if stop.requested is not None:
+                self._notes.append(f"stopped after {self._steps_done} steps; a checkpoint is saved")
+                stop.raise_it()
+        self.files.write_trace(self._session.row_names)
+
+    def _attempt(self, stop: Stop) -> Iterator[StepRecord]:
+        """Run steps until the last, a failure, a request, or a wish to stop."""
+        session, job = self._session, self.job
+        self._keeper.attach(session.groups)
+        if self._steps_done and self._evaluates_after(self._steps_done - 1):
+            self._evaluate_if_missing()
+        steps = loop.train(
+            session.groups,
+            self._plans,
+            job.deadlines.step_s,
+            self._pauses_after,
+            self._committer(),
+            self._keeper,
+            stop,
+        )
+        for record, reports in steps:
+            self._note(record, reports)
+            if self._evaluates_after(record.step):
+                self.files.add_evaluation(self._evaluate(session, self._steps_done))
+            yield record
+            if record.step == self._pauses_for_requests and stop.requested is None:
+                return
+
+    def _note(self, record: StepRecord, reports: Sequence[RankReport]) -> None:
+        plan = self._plans.plan(record.step)
+        self.files.add_step(record, [sample.key for sample in plan.samples])
+        if self.job.train.is_traced(record.step):
+            self.files.add_trace(record.step, reports)
+        self._steps_done = record.step + 1
+        self._policy.completed(record.step)
+        self._skips.note(record, plan)
+        self._forget_plans()
+
+    def _forget_plans(self) -> None:
+        """Keep the plans since the copy before the newest: of that one, a rank's may be lost."""
+        keeper = self._keeper
+        newest = keeper.newest_copy if self.keeps_copies else self._steps_done
+        if newest is None:
+            newest = keeper.newest_checkpoint
+        if newest is not None and newest != self._last_copy:
+            self._plans.forget(min(self._last_copy, newest))
+            self._last_copy = newest
+
+    def _pauses_after(self, step: int) -> bool:
+        """Return whether the ranks must be idle after a step; asked before the next is sent."""
+        if self._requests.waiting:
+            self._pauses_for_requests = step
+        return self._evaluates_after(step) or step == self._pauses_for_requests
+
+    def _evaluates_after(self, step: int) -> bool:
+        evaluation, done = self.job.train.evaluation, step + 1
+        if not evaluation.samples:
+            return False
+        last = done == self.job.train.steps
+        return last or bool(evaluation.every_steps and done % evaluation.every_steps == 0)
+
+    def _evaluate_if_missing(self) -> None:
+        """Make up for an evaluation that a failure or the end of an earlier start prevented."""
+        if all(each.step != self._steps_done for each in self.files.evaluations):
+            self.files.add_evaluation(self._evaluate(self._session, self._steps_done))
+
+    def _committer(self) -> Committer | None:
+        return committer_of(self._session, self._bad)
+
+    # Checkpoints.
+
+    def _plans_from(self, sampler: dict[str, object] | None) -> PlanLog:
+        batches = training_batches(self.job, self._sizes)
+        if sampler is not None:
+            batches.restore(sampler)
+        return PlanLog(TrainingPlans(self.job, batches, first_step=self._steps_done))
+
+    def _manifest(self, steps_done: int) -> Manifest:
+        return Manifest(
+            step=steps_done,
+            job=self.job.model_dump(mode="json"),
+            files={},
+            sampler=self._plans.sampler_state(steps_done),
+            bad_samples=[{"key": bad.key, "reason": bad.reason} for bad in self._bad],
+        )
+
+    def _save(self) -> None:
+        """Write the last checkpoint, unless it is there already, or nothing was trained."""
+        with deferred_signals() as deliver:
+            if self._steps_done:
+                self._keeper.save(self._steps_done, deliver)
+
+    # Failures.
+
+    def _recover(self, error: RankError, stop: Stop) -> None:
+        """Go back to a step whose state is at hand, with new actors for those that failed.
+
+        Raises:
+            RankError: the run may not go on.
+        """
+        while True:
+            failure = self._session.diagnose(error, self._steps_done)
+            report = self.files.write_failure(failure.as_dict(), failure.text)
+            restart = self._policy.after(failure)
+            self._notes.append(f"{failure.headline}; the whole report is in {report}")
+            _pause(restart.pause_s, stop)
+            if stop.requested is not None:
+                raise failure.error
+            groups = failure.groups if restart.kind == "group" else tuple(self.job.groups)
+            try:
+                self._go_back(groups)
+            except RankError as another:
+                error = another
+                continue
+            self.restarts += 1
+            return
+
+    def _go_back(self, groups: Sequence[str]) -> None:
+        """Set all ranks up with copies in memory; without any, the newest checkpoint or anew."""
+        source, origin = self._session.newest_copy(), "copies in memory"
+        if source is None:
+            manifest, notes = self._store.newest_sound()
+            self._notes += notes
+            if manifest is not None:
+                address = self._store.address(manifest.step)
+                source = CheckpointSource(address, manifest.step)
+            origin = "the start" if manifest is None else "a checkpoint"
+            self._steps_done = 0 if manifest is None else manifest.step
+            self._plans = self._plans_from(None if manifest is None else manifest.sampler)
+        else:
+            self._steps_done = source.steps_done
+            self._plans.rewind(self._steps_done)
+        self.files.rewind(self._steps_done)
+        self._renew(self.job, groups, source)
+        self._notes.append(
+            f"group {', '.join(groups)} was started again; training goes on after step "
+            f"{self._steps_done}, from {origin}"
+        )
+
+    def _renew(self, job: JobConfig, groups: Sequence[str], source: StateSource | None) -> None:
+        """Set all ranks up; a group that lost a node for good goes on with fewer ranks."""
+        try:
+            self._session.renew(job, groups, source)
+        except LostCapacity as lost:
+            smaller = shrunk(job, lost.group, lost.ranks)
+            if smaller is None:
+                raise
+            self._notes.append(
+                f"{lost}; group {lost.group!r} goes on with {smaller.groups[lost.group].ranks} "
+                f"ranks and less data parallelism"
+            )
+            self._renew(smaller, tuple({*groups, lost.group}), source)
+        self._plans.lay_out(self.job)
+
+    # Requests.
+
+    def _resize(self) -> None:
+        """Give groups the numbers of ranks that were asked for, from the live state."""
+        for request in self._requests.take():
+            self._resize_one(request)
+
+    def _resize_one(self, request: ResizeRequest) -> None:
+        try:
+            job = resized(self.job, request.group, request.ranks)
+        except ConfigError as error:
+            self._notes.append(f"not resized: {error}")
+            return
+        self._renew(job, (request.group,), self._live_state())
+        self._notes.append(
+            f"group {request.group!r} has {request.ranks} ranks after step {self._steps_done}"
+        )
+
+    def _live_state(self) -> StateSource:
+        """Return the state of this moment: in memory, or where none is kept, a checkpoint."""
+        with deferred_signals() as deliver:
+            self._keeper.finish(deliver)
+            if not self.keeps_copies:
+                self._keeper.save(self._steps_done, deliver)
+                return CheckpointSource(self._store.address(self._steps_done), self._steps_done)
+            order = SnapshotOrder(self._steps_done, to_vaults=True)
+            groups, deadline_s = self._session.groups, self.job.deadlines.storing_s
+            asked = [group.snapshot(order) for group in groups]
+            stored = [group.stored(order) for group in groups]
+            await_all([*asked, *stored], deadline_s, "copying of the state", deliver)
+        copy = self._session.newest_copy()
+        if copy is None or copy.steps_done != self._steps_done:
+            raise RankError("the vaults did not take the state", "any", -1)
+        return copy
+
+    def close(self) -> None:
+        """End the actors and close the files."""
+        self.files.close()
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _pause(seconds: float, stop: Stop) -> None:
+    until_s = time.monotonic() + seconds
+    while stop.requested is None and (left_s := until_s - time.monotonic()) > 0:
+        time.sleep(min(left_s, _POLL_S))
+
+
+def committer_of(session: Session, bad: BadSamples) -> Committer | None:
+    """Return what takes bad samples out, if that is the job's policy."""
+    job = session.job
+    if job.data.on_bad_sample == "fail":
+        return None
+    kinds = {op.kind for ops in session.schedule.ops for op in ops}
+    return Committer(session.groups, bad, job.deadlines.step_s, OpKind.RUN_AHEAD in kinds)
