@@ -77,11 +77,12 @@ class TrainingRun:
         self._pauses_for_requests = -1
         self.restarts = 0
         self.files = RunFiles(self._output, self._steps_done, job.train.list_samples)
+        self._began_with = None if start is None else (start, start_folder)
         source = None if start is None else CheckpointSource(start_folder, start.step)
         self._session = open_session(job, source)
         try:
             self._plans = self._plans_from(None if start is None else start.sampler)
-            in_store = start is not None and start_folder == store.address(start.step)
+            in_store = start is not None and start_folder == self._address(start)
             self._keeper = Keeper(
                 self.job,
                 store,
@@ -251,26 +252,37 @@ class TrainingRun:
             return
 
     def _go_back(self, groups: Sequence[str]) -> None:
-        """Set all ranks up with copies in memory; without any, the newest checkpoint or anew."""
-        source, origin = self._session.newest_copy(), "copies in memory"
-        if source is None:
-            manifest, notes = self._store.newest_sound()
-            self._notes += notes
-            if manifest is not None:
-                address = self._store.address(manifest.step)
-                source = CheckpointSource(address, manifest.step)
-            origin = "the start" if manifest is None else "a checkpoint"
-            self._steps_done = 0 if manifest is None else manifest.step
-            self._plans = self._plans_from(None if manifest is None else manifest.sampler)
-        else:
-            self._steps_done = source.steps_done
+        """Set all ranks up with the newest state there is: in memory, a checkpoint, or none."""
+        copy, checkpoint = self._session.newest_copy(), None
+        if copy is None or copy.steps_done < (self._keeper.newest_checkpoint or 0):
+            checkpoint = self._newest_checkpoint()
+        source: StateSource | None = copy
+        if copy is not None and (checkpoint is None or checkpoint[0].step <= copy.steps_done):
+            self._steps_done, origin = copy.steps_done, "copies in memory"
             self._plans.rewind(self._steps_done)
+        elif checkpoint is not None:
+            manifest, folder = checkpoint
+            source, origin = CheckpointSource(folder, manifest.step), "a checkpoint"
+            self._steps_done = manifest.step
+            self._plans = self._plans_from(manifest.sampler)
+        else:
+            self._steps_done, origin = 0, "the start"
+            self._plans = self._plans_from(None)
         self.files.rewind(self._steps_done)
         self._renew(self.job, groups, source)
         self._notes.append(
             f"group {', '.join(groups)} was started again; training goes on after step "
             f"{self._steps_done}, from {origin}"
         )
+
+    def _newest_checkpoint(self) -> tuple[Manifest, str] | None:
+        """Return the newest sound checkpoint with its folder, else what the run began with."""
+        manifest, notes = self._store.newest_sound()
+        self._notes += notes
+        return self._began_with if manifest is None else (manifest, self._address(manifest))
+
+    def _address(self, manifest: Manifest) -> str:
+        return self._store.address(manifest.step)
 
     def _renew(self, job: JobConfig, groups: Sequence[str], source: StateSource | None) -> None:
         """Set all ranks up; a group that lost a node for good goes on with fewer ranks."""

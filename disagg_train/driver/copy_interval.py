@@ -24,23 +24,24 @@ class CopyInterval:
         self._config, self._shares_cores = config, shares_cores
         self._step_times_s = deque[float](maxlen=_STEPS_SEEN)
         self._costs_s = deque[float](maxlen=_COPIES_SEEN)
-        self._is_new = True
+        self.begin_anew()
 
     def begin_anew(self) -> None:
-        """Pass over the next step: it is slow, as everything is new to new actors."""
-        self._is_new = True
+        """Pass over the next step and the next copy, which new actors are slow to make."""
+        self._step_is_new = self._copy_is_new = True
 
     def note_step(self, step_time_s: float) -> None:
         """Note how long a step took."""
-        if not self._is_new:
+        if not self._step_is_new:
             self._step_times_s.append(step_time_s)
-        self._is_new = False
+        self._step_is_new = False
 
     def note_copy(self, stored: Sequence[Stored]) -> None:
         """Note what a copy took on all ranks; the slowest one holds the others up."""
-        self._costs_s.append(
-            max(s.stall_s + (s.busy_s if self._shares_cores else 0.0) for s in stored)
-        )
+        cost_s = max(s.stall_s + (s.busy_s if self._shares_cores else 0.0) for s in stored)
+        if not self._copy_is_new:
+            self._costs_s.append(cost_s)
+        self._copy_is_new = False
 
     @property
     def steps(self) -> float:

@@ -65,7 +65,8 @@ class Machine:
         return found
 
     def _temporary_files(self) -> set[str]:
-        return {str(path) for path in self.folder.iterdir()}
+        """Return what lies there, torch's cache of compiled code aside, which is kept."""
+        return {str(p) for p in self.folder.iterdir() if not p.name.startswith("torchinductor")}
 
 
 class Nodes(Machine):

@@ -22,7 +22,7 @@ from tests.chaos.faults import Fault, done_mark
 from tests.chaos.jobs import marks_folder
 from tests.chaos.nodes import Machine, Nodes
 
-_END_S, _POLL_S = 420.0, 0.02
+_END_S, _POLL_S = 600.0, 0.02
 _MOST_STARTS = 10
 
 

@@ -13,6 +13,7 @@ from disagg_train.metrics.records import Stored
 def _interval(shares_cores: bool = False, **config: float) -> CopyInterval:
     interval = CopyInterval(RecoveryConfig.model_validate(config), shares_cores)
     interval.note_step(100.0)
+    interval.note_copy([Stored(100.0, 100.0)])
     return interval
 
 
@@ -43,13 +44,15 @@ def test_one_slow_step_or_copy_changes_nothing() -> None:
     assert interval.steps == 3
 
 
-def test_the_first_step_of_new_actors_is_passed_over() -> None:
+def test_the_first_step_and_copy_of_new_actors_are_passed_over() -> None:
     interval = _interval(max_overhead=0.1)
+    assert interval.steps == 1
     interval.note_copy([Stored(1.0, 0.0)])
     assert interval.steps == math.inf
     interval.note_step(1.0)
     interval.begin_anew()
     interval.note_step(100.0)
+    interval.note_copy([Stored(100.0, 0.0)])
     interval.note_step(1.0)
     assert interval.steps == 10
 

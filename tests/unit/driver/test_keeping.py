@@ -189,13 +189,13 @@ def test_without_vaults_and_rules_nothing_is_kept(tmp_path: Path) -> None:
     assert run.steps(20) == []
 
 
-def test_a_first_copy_is_made_at_once_and_then_as_often_as_its_cost_allows(
+def test_two_copies_are_made_at_once_and_then_as_many_as_their_cost_allows(
     tmp_path: Path,
 ) -> None:
     run = _Run(tmp_path, "recovery.max_overhead=0.01", copies=True)
     run.group.answer = [Stored(0.05, 9.0), Stored(0.02, 9.0)]
-    assert run.steps(13) == [SnapshotOrder(done, to_vaults=True) for done in (1, 6, 11)]
-    assert run.keeper.newest_copy == 11
+    assert run.steps(13) == [SnapshotOrder(done, to_vaults=True) for done in (1, 2, 7, 12)]
+    assert run.keeper.newest_copy == 12
 
 
 def test_a_copy_does_not_wait_for_another_order(tmp_path: Path) -> None:
