@@ -39,6 +39,11 @@ class ActorGroup:
         """Name of the group in the job file."""
         return self._name
 
+    def give_up(self, reason: str) -> None:
+        """Have every rank end the exchanges that it is at; returns at once."""
+        for actor in self.actors:
+            actor.give_up.remote(reason)
+
     def prepare(self) -> "Future[list[None]]":
         """Start importing what ranks need."""
         return self._all([actor.prepare.remote() for actor in self.actors])

@@ -171,8 +171,11 @@ class Session:
             RankError: a rank could not be set up.
         """
         ended = {name: self._by_name[name] for name in groups}
-        for group in ended.values():
-            group.kill()
+        for name, group in self._by_name.items():
+            if name in ended:
+                group.kill()
+            else:
+                group.give_up(f"the groups {sorted(ended)} are made anew")
         self._actors.agents.end([h for group in ended.values() for h in group.homes], _END_S)
         sizes = {name: job.groups[name].ranks for name in groups}
         started = self._actors.restart(ended, sizes, job.recovery.replacement_s)

@@ -96,6 +96,12 @@ class RankActor:
         return Status(self._at, stack, self._is_busy)
 
     @ray.method(concurrency_group="control")
+    def give_up(self, reason: str) -> None:
+        """End the exchanges under way: on a GPU nothing else does so before their deadline."""
+        if (rank := self._rank) is not None:
+            rank.give_up(reason)
+
+    @ray.method(concurrency_group="control")
     def process_id(self) -> int:
         """Return the process id."""
         return os.getpid()

@@ -205,6 +205,10 @@ class Rank:
         """Wait until the latest snapshot is stored; return how that went."""
         return self._snapshots.stored(order)
 
+    def give_up(self, reason: str) -> None:
+        """End the exchanges under way, whose peers are gone; from any thread."""
+        self._world.watchdog.fail(reason)
+
     def weights(self) -> dict[str, NDArray[Any]]:
         """Return full weights by full name, each on the first rank that holds it."""
         return inspect.full_weights(self._stages)
