@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 JOB := examples/digits.yaml
 
-.PHONY: help demo test test-full lint format bench clean
+.PHONY: help demo test test-full chaos lint format bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -22,6 +22,9 @@ test: .venv/installed  ## unit tests and parity with one process
 
 test-full: .venv/installed  ## the long suites and the benchmarks' thresholds
 	$(PYTHON) -m pytest -m "slow or bench"
+
+chaos: .venv/installed  ## 300 faults at random moments; runs must end as if nothing had happened
+	CHAOS_FAULTS=300 $(PYTHON) -m pytest tests/chaos/test_faults.py -m slow
 
 lint: .venv/installed  ## style, types and import layers
 	.venv/bin/ruff format --check .

@@ -2,15 +2,12 @@
 
 import contextlib
 import os
-import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from math import floor, lcm
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -25,6 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.agent import Agents
 from actors.group import ActorGroup, locate
 from actors.resources import ByGroup
+from actors.scratch import ScratchFolder
 from actors.starting import Starting, numbered
 from actors.worker import start_actor
 from disagg_train.config.job import JobConfig
@@ -54,7 +52,7 @@ class RayConnection:
     """
 
     def __init__(self, address: str | None, num_cpus: int) -> None:
-        self._folder: Path | None = None
+        self._folder: ScratchFolder | None = None
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: ranks are no helpers
         if ray.is_initialized():
@@ -66,12 +64,12 @@ class RayConnection:
                 self._start_local(num_cpus)
 
     def _start_local(self, num_cpus: int) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="disagg-train-ray-"))
+        self._folder = ScratchFolder()
         ray.init(
             num_cpus=max(num_cpus, os.cpu_count() or 1),
             include_dashboard=False,
             log_to_driver=False,
-            _temp_dir=str(self._folder),
+            _temp_dir=str(self._folder.path),
             logging_level="ERROR",
         )
 
@@ -79,7 +77,7 @@ class RayConnection:
         """Stop the local Ray, if one was started here, and remove its files."""
         if self._folder is not None:
             ray.shutdown()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.remove()
             self._folder = None
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from threading import Lock, Timer
+from threading import Lock, Thread, Timer
 from typing import Any
 
 import ray
@@ -127,15 +127,16 @@ class _Joined:
 
     def _on_done(self, rank: int, result: "Future[Any]") -> None:
         error = result.exception()
-        if error is not None:
-            self._on_error(self._explain(rank, error))
+        if error is not None:  # Ray's thread is not held up: explaining asks the rank
+            Thread(target=self._on_error, args=(rank, error), daemon=True).start()
             return
         with self._lock:
             self._results[rank] = result.result()
             if len(self._results) == self._count and not self.future.done():
                 self.future.set_result([self._results[i] for i in range(self._count)])
 
-    def _on_error(self, error: Exception) -> None:
+    def _on_error(self, rank: int, reason: BaseException) -> None:
+        error = self._explain(rank, reason)
         self._errors.append(error)
         if isinstance(error, RankError) and error.cause in ("peer", "collective"):
             timer = Timer(_BLAME_S, self._fail)

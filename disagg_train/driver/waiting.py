@@ -17,8 +17,8 @@ def await_all(
 ) -> None:
     """Wait for all groups.
 
-    A rank that fails takes its peers along with errors of their own; all get a moment to
-    report, and the culprit's error is the one that is raised.
+    A rank that fails takes its peers along with errors of their own; unless it is dead, all get
+    a moment to report, and the culprit's error is the one that is raised.
 
     Args:
         running: what each group is at.
@@ -35,7 +35,9 @@ def await_all(
         deliver()
         done, pending = wait(running, min(_POLL_S, left_s), return_when=FIRST_EXCEPTION)
     if failed := errors_of(done):
-        raise culprit(failed + late_errors(pending))
+        found = culprit(failed)
+        is_sure = isinstance(found, RankError) and found.cause == "died"
+        raise found if is_sure else culprit(failed + late_errors(pending))
     if pending:
         raise RankError(f"no answer for {deadline_s:g} s; the {what} hangs", "any", -1)
 
