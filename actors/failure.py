@@ -15,6 +15,7 @@ from disagg_train.errors import (
 
 _QUICK_S = 2.0
 _LONGEST = 500
+_GUESSES = " Some common causes include"
 _LOST_CONTACT = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting")
 
 
@@ -62,6 +63,9 @@ def death_of(error: RayActorError) -> str:
 
 
 def last_line(error: object) -> str:
-    """Return the last line of an error's text, or of a traceback: what there is to say."""
+    """Return the last line of an error's text, or of a traceback: what there is to say.
+
+    What Ray guesses about deaths in general is left out.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return lines[-1].partition(_GUESSES)[0] if lines else type(error).__name__

@@ -108,7 +108,10 @@ class RankActor:
 
     def prepare(self) -> None:
         """Import what ``setup`` needs, so that no rank waits for another one's imports there."""
-        from disagg_train.engine.rank import Rank
+        from disagg_train.device import without_compiler
+
+        with without_compiler():
+            from disagg_train.engine.rank import Rank
 
         del Rank
 

@@ -1,6 +1,8 @@
 """The one face of CPU and CUDA: which device a rank computes on, its streams and its NCCL."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,6 +62,24 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> Device:
     if wanted == "cuda" and not has_gpu:
         raise ConfigError("device: cuda, but this process sees no GPU; set device: cpu or auto")
     return Device("cuda" if has_gpu and wanted != "cpu" else "cpu")
+
+
+@contextlib.contextmanager
+def without_compiler() -> Iterator[None]:
+    """Import others' modules without torch's compiler, where there is no GPU to compile for.
+
+    Megatron puts ``torch.compile`` on fused functions, which a CPU does not run; loading the
+    compiler for that takes as long as everything else that it imports.
+    """
+    if choose_device("auto").kind == "cuda":
+        yield
+        return
+    compiler = torch.compile
+    torch.compile = lambda function=None, **options: function or (lambda later: later)
+    try:
+        yield
+    finally:
+        torch.compile = compiler
 
 
 class Mark:

@@ -59,7 +59,7 @@ class Failure:
         what = _VARYING.sub("#", _first_line(self.error))
         error = self.error
         if isinstance(error, RankError):
-            return error.cause, error.group, error.rank, error.op, what
+            return error.cause, error.group, error.rank, self._op, what
         return type(error).__name__, what
 
     @property

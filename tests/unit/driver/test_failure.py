@@ -65,6 +65,14 @@ def test_another_process_fails_the_same_way_with_other_numbers() -> None:
     assert len({first, *(Failure(e, 7, (), ()).signature for e in (elsewhere, later))}) == 3
 
 
+def test_a_rank_that_dies_at_another_op_fails_in_another_way() -> None:
+    error = RankError("the actor died", "llm", 0, cause="died")
+    at = [
+        RankCondition("llm", 0, "10.0.0.9", 12, "dead", op) for op in ("grad_sync vision", "setup")
+    ]
+    assert len({Failure(error, 7, ("llm",), (dead,)).signature for dead in at}) == 2
+
+
 def test_errors_that_are_not_a_ranks_have_signatures_too() -> None:
     first, second = Failure(DataError("a 1"), 1, (), ()), Failure(DataError("a 2"), 1, (), ())
     assert first.signature == second.signature != Failure(KeyError("a"), 1, (), ()).signature
