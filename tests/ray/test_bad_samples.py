@@ -89,9 +89,9 @@ def run(
 ) -> Run:
     """Return what trains by the command on the pool's actors: exit code, message, output."""
 
-    def session(job: Any) -> Any:
+    def session(job: Any, source: Any, keeps_copies: bool) -> Any:
         _spoil(folder)
-        return pool.session(job)
+        return pool.session(job, source, keeps_copies)
 
     monkeypatch.setattr(trainer, "on_cluster", session)
 
