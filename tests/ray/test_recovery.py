@@ -20,6 +20,7 @@ from actors.session import Session
 from disagg_train.config.job import JobConfig
 from disagg_train.driver import loop
 from disagg_train.driver.failure import Failure
+from disagg_train.engine.setup import StateSource
 from disagg_train.errors import RankError
 from disagg_train.metrics.records import SnapshotOrder, StepRecord, Stored
 from tests.ray.crew import Fault, plans_of
@@ -57,7 +58,15 @@ def copy_to_vaults(session: Session, steps_done: int) -> list[Stored]:
     stored = [group.stored(order) for group in session.groups]
     for future in asked:
         results(future, WAIT_S, "all", "snapshot")
-    return [each for future in stored for each in results(future, WAIT_S, "all", "storing")]
+    found = [each for future in stored for each in results(future, WAIT_S, "all", "storing")]
+    assert [each.copy_error for each in found] == [""] * len(found)
+    return found
+
+
+def newest_copy(session: Session) -> StateSource:
+    copy = session.newest_copy()
+    assert copy is not None, "no vault answered, or not all ranks' copies are there"
+    return copy
 
 
 def process_ids(session: Session) -> dict[tuple[str, int], int]:
@@ -89,8 +98,7 @@ def fail(session: Session, step: int = FAILS_IN) -> Failure:
 
 
 def go_on(session: Session, failure: Failure, job: JobConfig) -> list[StepRecord]:
-    source = session.newest_copy()
-    assert source is not None
+    source = newest_copy(session)
     assert source.steps_done == COPIED
     session.renew(job, failure.groups, source)
     return train(session, source.steps_done, 5)
@@ -160,7 +168,7 @@ def test_all_groups_go_back_without_a_new_actor(
         copy_to_vaults(session, COPIED)
         before = process_ids(session)
         train(session, COPIED, 4)
-        session.renew(JOB, (), session.newest_copy())
+        session.renew(JOB, (), newest_copy(session))
         assert process_ids(session) == before
         found = train(session, COPIED, 5)
     assert losses(found) == losses(undisturbed[COPIED:])
