@@ -18,13 +18,13 @@ demo: .venv/installed  ## train a small vision-language model on disjoint actor 
 	.venv/bin/disagg-train train $(JOB) --overwrite
 
 test: .venv/installed  ## unit tests and parity with one process
-	$(PYTHON) -m pytest -m "not slow and not bench and not gpu"
+	$(PYTHON) -m pytest -m "not slow and not bench and not gpu and not soak"
 
 test-full: .venv/installed  ## the long suites and the benchmarks' thresholds
 	$(PYTHON) -m pytest -m "slow or bench"
 
-chaos: .venv/installed  ## 300 faults at random moments; runs must end as if nothing had happened
-	CHAOS_FAULTS=300 $(PYTHON) -m pytest tests/chaos/test_faults.py -m slow
+chaos: .venv/installed  ## 300 faults at random moments, and what ends or changes a run
+	CHAOS_FAULTS=300 $(PYTHON) -m pytest tests/chaos tests/bench/test_recovery.py -m "slow or soak"
 
 lint: .venv/installed  ## style, types and import layers
 	.venv/bin/ruff format --check .

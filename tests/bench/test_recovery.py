@@ -4,7 +4,7 @@ import pytest
 
 from disagg_train.bench.recovery import RecoveryResult, run_recovery
 
-pytestmark = [pytest.mark.bench, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
 
 _FAULTS, _LAYERS = 2, 1
 

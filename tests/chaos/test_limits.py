@@ -14,7 +14,7 @@ from tests.chaos.jobs import chaos_job, marks_folder
 from tests.chaos.nodes import Nodes, this_machine
 from tests.chaos.runs import run
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.soak]
 
 _NUM_RANKS = 3
 Undisturbed = Callable[[str], Traces]
