@@ -100,12 +100,17 @@ class Vault:
         self._copies: dict[Version, dict[Owner, _Copy]] = {}
 
     def begin(self, epoch: int, version: Version | None) -> None:
-        """Forget all copies but those of one version, and refuse new ones of earlier epochs.
+        """Forget the copies of earlier epochs but those of one version, and refuse new ones.
 
-        What later steps left came out of a past that did not happen.
+        What later steps left came out of a past that did not happen. Ranks' calls may overtake
+        this one, so what they have sent in the new epoch stays.
         """
         self._epoch = epoch
-        self._copies = {known: here for known, here in self._copies.items() if known == version}
+        self._copies = {
+            known: here
+            for known, here in self._copies.items()
+            if known == version or known[1] >= epoch
+        }
 
     def keep(
         self,

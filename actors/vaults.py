@@ -10,7 +10,7 @@ from actors.courier import succeeded
 from actors.vault import Owner, Vault, Version
 from actors.vault_source import VaultSource
 
-_ANSWER_S = 60.0  # a vault may be in the middle of a large copy
+_ANSWER_S = 20.0  # a vault may be in the middle of a large copy
 _NUM_COPIES = 2
 
 

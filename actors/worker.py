@@ -101,11 +101,6 @@ class RankActor:
         if (rank := self._rank) is not None:
             rank.give_up(reason)
 
-    @ray.method(concurrency_group="control")
-    def process_id(self) -> int:
-        """Return the process id."""
-        return os.getpid()
-
     def prepare(self) -> None:
         """Import what ``setup`` needs, so that no rank waits for another one's imports there."""
         from disagg_train.device import without_compiler

@@ -75,7 +75,6 @@ class TrainingRun:
         self._notes: list[str] = []
         self._last_copy = self._steps_done
         self._pauses_for_requests = -1
-        self.restarts = 0
         self.files = RunFiles(self._output, self._steps_done, job.train.list_samples)
         self._began_with = None if start is None else (start, start_folder)
         source = None if start is None else CheckpointSource(start_folder, start.step)
@@ -105,6 +104,11 @@ class TrainingRun:
         """Whether memory holds copies of the state."""
         return self.job.recovery.restart == "group"
 
+    @property
+    def restarts(self) -> int:
+        """How often actors were made anew after a failure."""
+        return self._policy.num_restarts
+
     def take_notes(self) -> list[str]:
         """Return what people should know, and has not been returned before."""
         notes, self._notes = self._notes + self._keeper.notes, []
@@ -122,7 +126,6 @@ class TrainingRun:
         """
         if self._session.note:
             self._notes.append(self._session.note)
-        save_schedule(self._session.schedule, self._output / "schedule.yaml")
         with Stop(self.job.recovery.grace_s) as stop:
             while True:
                 try:
@@ -142,7 +145,9 @@ class TrainingRun:
     def _attempt(self, stop: Stop) -> Iterator[StepRecord]:
         """Run steps until the last, a failure, a request, or a wish to stop."""
         session, job = self._session, self.job
+        self._plans.rewind(self._steps_done)  # some may be drawn ahead
         self._keeper.attach(session.groups)
+        save_schedule(session.schedule, self._output / "schedule.yaml")
         if self._steps_done and self._evaluates_after(self._steps_done - 1):
             self._evaluate_if_missing()
         steps = loop.train(
@@ -150,7 +155,7 @@ class TrainingRun:
             self._plans,
             job.deadlines.step_s,
             self._pauses_after,
-            self._committer(),
+            committer_of(session, self._bad),
             self._keeper,
             stop,
         )
@@ -200,9 +205,6 @@ class TrainingRun:
         if all(each.step != self._steps_done for each in self.files.evaluations):
             self.files.add_evaluation(self._evaluate(self._session, self._steps_done))
 
-    def _committer(self) -> Committer | None:
-        return committer_of(self._session, self._bad)
-
     # Checkpoints.
 
     def _plans_from(self, sampler: dict[str, object] | None) -> PlanLog:
@@ -245,11 +247,9 @@ class TrainingRun:
             groups = failure.groups if restart.kind == "group" else tuple(self.job.groups)
             try:
                 self._go_back(groups)
+                return
             except RankError as another:
                 error = another
-                continue
-            self.restarts += 1
-            return
 
     def _go_back(self, groups: Sequence[str]) -> None:
         """Set all ranks up with the newest state there is: in memory, a checkpoint, or none."""
@@ -259,7 +259,6 @@ class TrainingRun:
         source: StateSource | None = copy
         if copy is not None and (checkpoint is None or checkpoint[0].step <= copy.steps_done):
             self._steps_done, origin = copy.steps_done, "copies in memory"
-            self._plans.rewind(self._steps_done)
         elif checkpoint is not None:
             manifest, folder = checkpoint
             source, origin = CheckpointSource(folder, manifest.step), "a checkpoint"

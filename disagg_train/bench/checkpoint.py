@@ -5,6 +5,7 @@ steps with copies in the vaults' memory against steps without.
 """
 
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -170,20 +171,30 @@ class _Saving:
         self._store.prune(1)
 
 
-class _Asynchronous:
-    """Saves while the next step runs, as a contestant whose time is the slowest rank's stall."""
-
-    name = "asynchronous"
+class _Contestant(ABC):
+    """One of two ways to save."""
 
     def __init__(self, saving: _Saving) -> None:
         self.losses: list[float] = []
-        self.storing_s: list[float] = []
-        self.step_s: list[float] = []
         self._saving = saving
 
     def run(self, count: int) -> float:
         """Save so often; return seconds per save."""
         return median(self._save() for _ in range(count))
+
+    @abstractmethod
+    def _save(self) -> float: ...
+
+
+class _Asynchronous(_Contestant):
+    """Saves while the next step runs; its time is the slowest rank's stall."""
+
+    name = "asynchronous"
+
+    def __init__(self, saving: _Saving) -> None:
+        super().__init__(saving)
+        self.storing_s: list[float] = []
+        self.step_s: list[float] = []
 
     def _save(self) -> float:
         self._saving.train()
@@ -197,18 +208,10 @@ class _Asynchronous:
         return max(one.stall_s for one in stored)
 
 
-class _Synchronous:
-    """Saves while nothing else runs, as a contestant."""
+class _Synchronous(_Contestant):
+    """Saves while nothing else runs."""
 
     name = "synchronous"
-
-    def __init__(self, saving: _Saving) -> None:
-        self.losses: list[float] = []
-        self._saving = saving
-
-    def run(self, count: int) -> float:
-        """Save so often; return seconds per save."""
-        return median(self._save() for _ in range(count))
 
     def _save(self) -> float:
         self._saving.train()

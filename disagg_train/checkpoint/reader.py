@@ -71,20 +71,6 @@ class CheckpointReader:
         return ModuleState(storage_reader(folder), folder)
 
 
-def load_weights(run: Path | str) -> dict[str, NDArray[Any]]:
-    """Return full weights by full name.
-
-    Args:
-        run: as ``CheckpointReader`` takes it.
-
-    Raises:
-        CheckpointError: there is no finished checkpoint, or a file is not what it says.
-    """
-    with CheckpointReader(run) as reader:
-        reader.verify()
-        return {name: reader.read(name) for name in reader.names}
-
-
 def _weights_of(state: ModuleState) -> Iterator[str]:
     return (name for name in state.names if "@" not in name)
 

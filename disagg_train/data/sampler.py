@@ -66,7 +66,7 @@ class Batches(Iterator[tuple[SampleSize, ...]]):
         self._sizes, self._seed, self._batch_size = sizes, seed, batch_size
         self._num_fitting = num_fitting
         self._keys, self._weights = _keys_and_weights(sizes)
-        self._left = np.arange(len(sizes))
+        self._leave(np.arange(len(sizes)))
         self._pending = np.zeros(0, np.int64)
         self._newest = np.zeros(0, np.int64)
         self._epoch = 0
@@ -94,8 +94,12 @@ class Batches(Iterator[tuple[SampleSize, ...]]):
         out = np.isin(self._keys, np.array(sorted(keys), np.uint64))
         pending = np.concatenate([self._newest, self._pending])
         self._pending = pending[~out[pending]]
-        self._left = self._left[~out[self._left]]
+        self._leave(self._left[~out[self._left]])
         self._newest = self._newest[:0]
+
+    def _leave(self, positions: NDArray[np.int64]) -> None:
+        self._left = positions
+        self._taken_out: list[int] = np.delete(self._keys, positions).tolist()
 
     def state(self) -> dict[str, Any]:
         """Return where the order stands, as plain data; the newest batch counts as gone.
@@ -103,12 +107,10 @@ class Batches(Iterator[tuple[SampleSize, ...]]):
         Epochs are orders by hash, so those drawn so far need not be kept: how many of their
         last samples are still to come says it all.
         """
-        stays = np.zeros(len(self._keys), np.bool_)
-        stays[self._left] = True
         return {
             "epoch": self._epoch,
             "remaining": len(self._pending),
-            "taken_out": self._keys[~stays].tolist(),
+            "taken_out": self._taken_out,
             "data_set": self._identity,
         }
 
@@ -129,7 +131,7 @@ class Batches(Iterator[tuple[SampleSize, ...]]):
                 f"or name the earlier run in `start_from` to train its weights on another data set"
             )
         taken_out = np.isin(self._keys, np.array(state["taken_out"], np.uint64))
-        self._left = np.flatnonzero(~taken_out)
+        self._leave(np.flatnonzero(~taken_out))
         self._newest = self._newest[:0]
         self._epoch = epoch = state["epoch"]
         orders: list[NDArray[np.int64]] = []

@@ -1,4 +1,4 @@
-"""Full weights and gradients by name, for parity checks and final checkpoints."""
+"""Full weights and gradients by name, for parity checks."""
 
 from collections.abc import Mapping
 from typing import Any

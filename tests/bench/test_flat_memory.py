@@ -50,7 +50,12 @@ def _measure(folder: Path, tokenizer: str, side: int) -> dict[str, int]:
         (folder / f"{number}.jpg").write_bytes(photo(number, side))
     held_out = save_set(folder, "held_out", [record(f"h{n}", f"{n}.jpg") for n in range(4)])
     path = save_set(folder, "train", [record(str(n), f"{n}.jpg") for n in range(_SAMPLES)])
-    overrides = ("train.global_batch=16", "train.steps=6", "train.evaluation.every_steps=3")
+    overrides = (
+        "train.global_batch=16",
+        "train.steps=6",
+        "train.evaluation.every_steps=3",
+        "recovery.restart=job",  # copies of the state would pass through the object store
+    )
     job: Any = chat_job(
         tokenizer, path, folder / "run", *overrides, vision=_VISION, evaluation=held_out
     )

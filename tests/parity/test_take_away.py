@@ -187,7 +187,7 @@ def _first_weights(pool: ActorPool, job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _saved(run: Path) -> dict[str, Any]:
-    from disagg_train.checkpoint.reader import load_weights
+    from tests.checkpoints import load_weights
 
     return load_weights(run)
 

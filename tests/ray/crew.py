@@ -57,8 +57,8 @@ class Crew:
 
     def process_ids(self) -> list[int]:
         """Return the process of every global rank."""
-        found: list[int] = ray.get([a.process_id.remote() for a in self.actors], timeout=_WAIT_S)
-        return found
+        homes = ray.get([actor.home.remote() for actor in self.actors], timeout=_WAIT_S)
+        return [home.pid for home in homes]
 
     def replace(self, group: str, rank: int) -> None:
         """Put a new actor in the place of a dead one."""

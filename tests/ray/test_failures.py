@@ -31,7 +31,7 @@ def test_a_killed_rank_is_named_with_its_group(pool: ActorPool) -> None:
     job = job_with("train.steps=100000", "deadlines.exchange_s=60")
     with pytest.raises(RankError) as caught, pool.session(job) as session:
         victim = session.groups[0].actors[1]
-        os.kill(ray.get(victim.process_id.remote()), signal.SIGKILL)
+        os.kill(ray.get(victim.home.remote()).pid, signal.SIGKILL)
         _train(session, job)
     assert (caught.value.group, caught.value.rank) == ("encoders", 1)
     assert "died" in str(caught.value)

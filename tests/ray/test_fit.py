@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from disagg_train.checkpoint.reader import load_weights
 from disagg_train.driver.plans import job_schedules
 from disagg_train.schedule.file import load_schedule
 from disagg_train.trainer import Trainer
+from tests.checkpoints import load_weights
 from tests.ray.jobs import job_with
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -71,7 +71,7 @@ def newest_copy(session: Session) -> StateSource:
 
 def process_ids(session: Session) -> dict[tuple[str, int], int]:
     return {
-        (group.name, rank): ray.get(actor.process_id.remote(), timeout=WAIT_S)
+        (group.name, rank): ray.get(actor.home.remote(), timeout=WAIT_S).pid
         for group in session.groups
         for rank, actor in enumerate(group.actors)
     }

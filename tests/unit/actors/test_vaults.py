@@ -178,6 +178,13 @@ def test_a_vault_keeps_the_two_newest_steps_and_forgets_a_past_that_did_not_happ
     assert here.vault.held() == {}
 
 
+def test_copies_that_overtake_the_beginning_of_their_epoch_stay() -> None:
+    here = Here()
+    couriers([here], epoch=2)[0].send(snapshots({"w": torch.ones(4)}, 4)[0])
+    here.vault.begin(2, None)
+    assert set(here.vault.held()) == {(4, 2)}
+
+
 HELD = st.dictionaries(
     st.tuples(st.integers(0, 4), st.integers(0, 2)),
     st.dictionaries(st.sampled_from(OWNERS), st.just(NUM_RANKS)),

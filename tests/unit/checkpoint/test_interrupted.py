@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from disagg_train.checkpoint.manifest import CheckpointStore
-from disagg_train.checkpoint.reader import load_weights
+from tests.checkpoints import load_weights
 from tests.unit.checkpoint.saving_ranks import DEADLINE_S, NUM_RANKS, save_once, save_twice, values
 
 _MOMENTS = 20

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from disagg_train.checkpoint.manifest import CheckpointStore, Manifest
-from disagg_train.checkpoint.reader import CheckpointReader, load_weights
+from disagg_train.checkpoint.reader import CheckpointReader
 from disagg_train.checkpoint.sharded import Chunk, save_module
 from disagg_train.errors import CheckpointError
+from tests.checkpoints import load_weights
 from tests.unit.checkpoint.saved import WEIGHTS, save_weights
 
 
