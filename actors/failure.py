@@ -59,7 +59,7 @@ def death_of(error: RayActorError) -> str:
     """
     lines = [line for line in str(error).splitlines() if line.strip()]
     reasons = [line.strip() for line in lines[1:] if not line.startswith(("\t", " "))]
-    return (reasons[0] if reasons else last_line(error))[:_LONGEST]
+    return last_line(reasons[0] if reasons else error)[:_LONGEST]
 
 
 def last_line(error: object) -> str:

@@ -14,7 +14,7 @@ from tests.chaos.jobs import chaos_job, marks_folder
 from tests.chaos.nodes import Nodes, this_machine
 from tests.chaos.runs import run
 
-pytestmark = [pytest.mark.ray, pytest.mark.soak]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 _NUM_RANKS = 3
 Undisturbed = Callable[[str], Traces]
@@ -25,6 +25,7 @@ def _kills(*steps: int, moment: Moment = "weights updated") -> list[Fault]:
     return [Fault(f"fault-{at}", "kill", moment, 1, step) for at, step in enumerate(steps)]
 
 
+@pytest.mark.soak
 class TestARunEnds:
     def test_when_a_step_fails_twice_the_same_way(self, nodes: Nodes, tmp_path: Path) -> None:
         faults = _kills(6, 6)
@@ -53,7 +54,10 @@ class TestARunEnds:
         assert traces_of(tmp_path / "run").differences_to(undisturbed("dp")) == []
 
 
-@pytest.mark.parametrize("restart", ["group", "job"])
+@pytest.mark.parametrize(
+    "restart",
+    [pytest.param("group", marks=pytest.mark.slow), pytest.param("job", marks=pytest.mark.soak)],
+)
 def test_who_keeps_its_process(
     restart: str, nodes: Nodes, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
@@ -68,6 +72,7 @@ def test_who_keeps_its_process(
 
 
 class TestTheTrainingStaysTheSame:
+    @pytest.mark.slow
     def test_when_a_group_is_resized(
         self, nodes: Nodes, undisturbed: Undisturbed, tmp_path: Path
     ) -> None:
@@ -79,6 +84,7 @@ class TestTheTrainingStaysTheSame:
         _check_same_training(traces_of(tmp_path / "run"), undisturbed("dp"))
         assert nodes.left_over() == []
 
+    @pytest.mark.soak
     def test_when_a_node_is_lost_for_good(
         self, nodes: Nodes, undisturbed: Undisturbed, tmp_path: Path
     ) -> None:
@@ -92,6 +98,7 @@ class TestTheTrainingStaysTheSame:
         assert nodes.left_over() == []
 
 
+@pytest.mark.soak
 def test_a_local_ray_vanishes_with_a_killed_driver(tmp_path: Path) -> None:
     faults = [Fault("fault-0", "kill", "recording a step", -1, 7)]
     with this_machine() as machine:

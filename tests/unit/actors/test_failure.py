@@ -14,10 +14,21 @@ Memory on the node was 95.1GB / 96.0GB (0.99), so Ray killed this worker.
 Top 10 memory users:
 1 15258 90.0 ray::RankActor.train"""
 
+KILLED = """The actor died unexpectedly before finishing this task.
+\tclass_name: RankActor
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit \
+detail: Worker unexpectedly exits with a connection error code 2. End of file. Some common causes \
+include: (1) the process was killed by the OOM killer due to high memory usage."""
+
 
 def test_a_death_is_told_by_its_reason() -> None:
     error = RayActorError("1" * 32, OUT_OF_MEMORY)
     assert death_of(error).startswith("Memory on the node was 95.1GB")
+
+
+def test_what_ray_guesses_about_deaths_in_general_is_left_out() -> None:
+    error = RayActorError("1" * 32, KILLED)
+    assert death_of(error).endswith("connection error code 2. End of file.")
 
 
 def test_a_death_without_a_reason_is_told_as_ray_tells_it() -> None:
