@@ -37,8 +37,13 @@ class CopyInterval:
         self._step_is_new = False
 
     def note_copy(self, stored: Sequence[Stored]) -> None:
-        """Note what a copy took on all ranks; the slowest one holds the others up."""
-        cost_s = max(s.stall_s + (s.busy_s if self._shares_cores else 0.0) for s in stored)
+        """Note what a copy took: the slowest rank holds the others up.
+
+        On shared cores each rank's storing does so, and not only its own step.
+        """
+        cost_s = max(each.stall_s for each in stored)
+        if self._shares_cores:
+            cost_s += sum(each.busy_s for each in stored)
         if not self._copy_is_new:
             self._costs_s.append(cost_s)
         self._copy_is_new = False

@@ -29,7 +29,7 @@ def test_copies_stay_within_their_part_of_the_time(
 
 
 def test_storing_counts_where_it_takes_the_cores_that_compute() -> None:
-    for shares_cores, steps in ((False, 4), (True, 20)):
+    for shares_cores, steps in ((False, 4), (True, 30)):
         interval = _interval(shares_cores, max_overhead=0.05)
         interval.note_step(1.0)
         interval.note_copy([Stored(0.19, 0.8), Stored(0.1, 0.5)])
