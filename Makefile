@@ -24,7 +24,7 @@ test-full: .venv/installed  ## the long suites and the benchmarks' thresholds
 	$(PYTHON) -m pytest -m "slow or bench"
 
 chaos: .venv/installed  ## 300 faults at random moments, and what ends or changes a run
-	CHAOS_FAULTS=300 $(PYTHON) -m pytest tests/chaos tests/bench/test_recovery.py -m "slow or soak"
+	CHAOS_FAULTS=300 $(PYTHON) -m pytest tests/chaos tests/ray/test_recovery.py tests/ray/test_plan_relay.py tests/bench/test_recovery.py -m "slow or soak"
 
 lint: .venv/installed  ## style, types and import layers
 	.venv/bin/ruff format --check .
@@ -36,8 +36,8 @@ format: .venv/installed  ## rewrite the code in the house style
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
-bench: .venv/installed  ## measure the boundary and the step
-	$(PYTHON) -m pytest -m bench
+bench: .venv/installed  ## measure all that has a bar, also what takes too long for test-full
+	$(PYTHON) -m pytest tests/bench -m "bench or soak"
 
 clean:  ## remove what the targets made
 	rm -rf .venv runs build *.egg-info

@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.agent import Agents
 from actors.group import ActorGroup, locate
-from actors.resources import ByGroup
+from actors.resources import ByGroup, is_counted
 from actors.scratch import ScratchFolder
 from actors.starting import Starting, numbered
 from actors.worker import start_actor
@@ -124,7 +124,7 @@ def _colocated(job: JobConfig, ranks: int) -> JobConfig:
         modules[name] = module.model_copy(update=changes)
     groups = {home: job.groups[home].model_copy(update={"ranks": ranks})}
     return JobConfig.model_validate(
-        job.model_copy(update={"groups": groups, "modules": modules}).model_dump()
+        job.model_copy(update={"groups": groups, "modules": modules, "plan": None}).model_dump()
     )
 
 
@@ -299,8 +299,8 @@ class Cluster:
 
 def total_resources() -> dict[str, float]:
     """Return what the cluster has, used or free."""
-    return {k: v for k, v in ray.cluster_resources().items() if k in ("CPU", "GPU")}
+    return {k: v for k, v in ray.cluster_resources().items() if is_counted(k)}
 
 
 def _free() -> dict[str, float]:
-    return {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
+    return {k: v for k, v in ray.available_resources().items() if is_counted(k)}

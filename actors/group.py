@@ -12,6 +12,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from actors.agent import Home
 from actors.courier import Courier
 from actors.failure import explain
+from actors.plans import StoredPlans
 from disagg_train.engine.setup import RankSetup, StateSource
 from disagg_train.errors import ClusterError, RankError, culprit
 from disagg_train.metrics.records import BadSample, RankReport, SnapshotOrder, Stored
@@ -33,11 +34,16 @@ class ActorGroup:
         self, name: str, actors: Sequence[ray.actor.ActorHandle], homes: Sequence[Home]
     ) -> None:
         self._name, self.actors, self.homes = name, list(actors), list(homes)
+        self._plans = StoredPlans()
 
     @property
     def name(self) -> str:
         """Name of the group in the job file."""
         return self._name
+
+    def share(self, plans: StoredPlans) -> None:
+        """Hand out plans that all groups of a job put into the object store together."""
+        self._plans = plans
 
     def give_up(self, reason: str) -> None:
         """Have every rank end the exchanges that it is at; returns at once."""
@@ -63,17 +69,18 @@ class ActorGroup:
 
     def train(self, plan: StepPlan, upcoming: StepPlan | None) -> "Future[Sequence[RankReport]]":
         """Start a training step on every rank."""
-        plan_ref, upcoming_ref = ray.put(plan), ray.put(upcoming)
+        plan_ref = self._plans.ref(plan)
+        upcoming_ref = None if upcoming is None else self._plans.ref(upcoming)
         return self._all([actor.train.remote(plan_ref, upcoming_ref) for actor in self.actors])
 
     def probe(self, plan: StepPlan) -> "Future[Sequence[Sequence[BadSample]]]":
         """Start loading a coming step's samples on every rank."""
-        plan_ref = ray.put(plan)
+        plan_ref = self._plans.ref(plan)
         return self._all([actor.probe.remote(plan_ref) for actor in self.actors])
 
     def evaluate(self, plan: StepPlan) -> "Future[Sequence[RankReport]]":
         """Start an evaluation on every rank."""
-        plan_ref = ray.put(plan)
+        plan_ref = self._plans.ref(plan)
         return self._all([actor.evaluate.remote(plan_ref) for actor in self.actors])
 
     def snapshot(self, order: SnapshotOrder) -> "Future[Sequence[None]]":

@@ -10,6 +10,11 @@ from disagg_train.errors import ConfigError
 
 _ROUNDING = 1e-6
 
+_KIND = "accelerator_type:"
+"""Begin of the name of a resource that nodes with GPUs of one kind have, as Ray counts it."""
+_PART_OF_KIND = 0.001
+"""What Ray's own ``accelerator_type`` option asks of it: enough for a thousand ranks per node."""
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -19,18 +24,33 @@ class Resources:
         gpus: part of a GPU; 0 on CPUs.
         cpus: CPUs.
         environment: variables set before torch and NCCL load.
+        accelerator: kind of GPU that it must be, by Ray's name; any where None.
     """
 
     gpus: float
     cpus: float
     environment: tuple[tuple[str, str], ...] = ()
+    accelerator: str | None = None
 
     def bundle(self) -> dict[str, float]:
         """Return the resources as a placement group's bundle."""
-        return {"GPU": self.gpus, "CPU": self.cpus} if self.gpus else {"CPU": self.cpus}
+        if not self.gpus:
+            return {"CPU": self.cpus}
+        kind = {f"{_KIND}{self.accelerator}": _PART_OF_KIND} if self.accelerator else {}
+        return {"GPU": self.gpus, "CPU": self.cpus} | kind
 
 
 ByGroup = Mapping[str, Resources]
+
+
+def is_counted(resource: str) -> bool:
+    """Whether ranks may ask for a resource of Ray's: CPUs, GPUs and kinds of these."""
+    return resource in ("CPU", "GPU") or resource.startswith(_KIND)
+
+
+def accelerators(total: Mapping[str, float]) -> list[str]:
+    """Return the kinds of GPUs that a cluster has, by Ray's names."""
+    return sorted(name.removeprefix(_KIND) for name in total if name.startswith(_KIND))
 
 
 def rank_resources(job: JobConfig, total: Mapping[str, float]) -> tuple[ByGroup, str]:
@@ -41,7 +61,7 @@ def rank_resources(job: JobConfig, total: Mapping[str, float]) -> tuple[ByGroup,
         total: the cluster's resources, as Ray counts them.
 
     Raises:
-        ConfigError: the job asks for GPUs and the cluster has none.
+        ConfigError: the job asks for GPUs, or a kind of them, and the cluster has none.
     """
     num_gpus = total.get("GPU", 0.0)
     if job.device == "cuda" and not num_gpus:
@@ -52,11 +72,24 @@ def rank_resources(job: JobConfig, total: Mapping[str, float]) -> tuple[ByGroup,
     if reason:
         note = f"{reason}, so all ranks run on CPUs; set device: cuda to insist on GPUs"
         return dict.fromkeys(job.groups, _on_cpus(num_gpus)), note
+    _check_kinds(job, total)
     environment = _gpu_environment(job)
     found = {
-        name: Resources(group.gpus_per_rank, 1.0, environment) for name, group in job.groups.items()
+        name: Resources(group.gpus_per_rank, 1.0, environment, group.accelerator)
+        for name, group in job.groups.items()
     }
     return found, ""
+
+
+def _check_kinds(job: JobConfig, total: Mapping[str, float]) -> None:
+    """Refuse a kind of GPU that no node has: Ray would wait for one that may yet come."""
+    kinds = accelerators(total)
+    for name, group in job.groups.items():
+        if group.accelerator is not None and group.accelerator not in kinds:
+            raise ConfigError(
+                f"groups.{name}.accelerator is {group.accelerator!r}, but the cluster's GPUs are "
+                f"of the kinds {kinds}; name one of these, or remove accelerator"
+            )
 
 
 def _reason_for_cpus(job: JobConfig, num_gpus: float) -> str:
@@ -86,7 +119,8 @@ def capacity(job: JobConfig, resources: ByGroup, total: Mapping[str, float]) -> 
     """Return how many of the job's ranks the cluster has room for once nothing else runs there.
 
     All of them where the groups fit side by side, else as many as the LLM's group could have
-    alone, but at least one less than the job asks for.
+    alone, but at least one less than the job asks for. Of which kind GPUs are is not counted: where
+    too few are of one that a group asks for, its placement fails and says so.
     """
     cpus = sum(group.ranks * resources[name].cpus for name, group in job.groups.items())
     gpus = sum(group.ranks * resources[name].gpus for name, group in job.groups.items())

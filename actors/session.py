@@ -11,12 +11,13 @@ from actors.cluster import Cluster, LostCapacity, fit, total_resources
 from actors.courier import Courier
 from actors.diagnosis import diagnose
 from actors.group import ActorGroup
+from actors.plans import StoredPlans
 from actors.rendezvous import RendezvousHost
 from actors.resources import capacity, rank_resources
 from actors.vaults import Vaults
 from disagg_train.config.job import JobConfig
 from disagg_train.driver.failure import Failure
-from disagg_train.driver.plans import job_schedules
+from disagg_train.driver.schedules import job_schedules
 from disagg_train.driver.waiting import await_all
 from disagg_train.engine.setup import RankSetup, Rendezvous, StateSource
 
@@ -68,7 +69,7 @@ class Session:
         keeps_copies: bool = False,
     ) -> None:
         self.note = note
-        self._actors = actors
+        self._actors, self._plans = actors, StoredPlans()
         self._vaults = Vaults(job.deadlines.step_s) if keeps_copies else None
         self._take(job)
         sizes = {name: group.ranks for name, group in job.groups.items()}
@@ -107,6 +108,7 @@ class Session:
         await_all([group.prepare() for group in self.groups], deadline_s, "preparation")
         place, futures = 0, []
         for group in self.groups:
+            group.share(self._plans)
             setups = []
             for rank in range(len(group.actors)):
                 ops = self.schedule.ops[place], self._evaluation.ops[place]

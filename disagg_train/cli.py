@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from disagg_train.bench.commands import add_bench_commands
 from disagg_train.errors import DisaggTrainError
+from disagg_train.plan_command import add_plan_arguments, plan, planned
+from disagg_train.profile_command import add_profile_arguments, profile
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,6 +76,12 @@ def _parser() -> argparse.ArgumentParser:
         help="remove checkpoints of an earlier run that stand in the way",
     )
 
+    train.add_argument(
+        "--plan",
+        choices=["auto"],
+        help="auto: lay the job out anew first, on as many ranks as it asks for",
+    )
+
     check = _job_command(commands, "check", _check, "validate a job; print ranks and schedule")
     check.add_argument(
         "--write-schedule", metavar="FILE", help="also write the schedule, to edit and to train by"
@@ -81,6 +89,13 @@ def _parser() -> argparse.ArgumentParser:
 
     _simulate_command(
         _job_command(commands, "simulate", _simulate, "step time, bubbles and memory of a step")
+    )
+
+    add_profile_arguments(
+        _job_command(commands, "profile", profile, "measure what a job's modules take")
+    )
+    add_plan_arguments(
+        _job_command(commands, "plan", plan, "find the best groups and layouts for some GPUs")
     )
 
     verify = _job_command(commands, "verify", _verify, "compare a job with one process")
@@ -175,6 +190,12 @@ def _simulate_command(simulate: argparse.ArgumentParser) -> None:
         "computed from the sizes of the model and the four numbers below, whose defaults are "
         "those of a GPU",
     )
+    simulate.add_argument(
+        "--gpu-kind",
+        metavar="NAME",
+        help="H100, H200, A100, L40S or B200: data sheet and stated efficiencies in place of the "
+        "four numbers; a group's own `accelerator` goes before it",
+    )
     for option, default, text in (
         ("--tflops", 200.0, "TFLOP/s that a rank achieves"),
         ("--gbytes-per-s", 25.0, "GB/s between two ranks, each way"),
@@ -201,14 +222,14 @@ def _train(arguments: argparse.Namespace) -> int:
     from disagg_train.metrics.progress import TrainingProgress
     from disagg_train.trainer import Trainer
 
+    console = _console()
     trainer = Trainer(
-        arguments.job,
-        arguments.overrides,
+        planned(arguments, console) if arguments.plan else arguments.job,
+        () if arguments.plan else arguments.overrides,
         arguments.address,
         resume=arguments.resume,
         overwrite=arguments.overwrite,
     )
-    console = _console()
     console.print(f"starting {trainer.job.num_ranks} ranks; they need a moment to import Megatron")
     with TrainingProgress(console, trainer.job.train.steps) as progress:
         try:
@@ -285,7 +306,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     from disagg_train.driver.describe import describe
-    from disagg_train.driver.plans import job_schedules
+    from disagg_train.driver.schedules import job_schedules
     from disagg_train.schedule.file import save_schedule
 
     job, plan = _first_step(arguments)
@@ -298,8 +319,10 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _simulate(arguments: argparse.Namespace) -> int:
     from disagg_train.driver.simulation import simulate_job
-    from disagg_train.planner.analytic_costs import Machine
+    from disagg_train.planner.gpus import hardware_of
+    from disagg_train.planner.machine import Machine
 
+    job, plan = _first_step(arguments)
     machine = Machine(
         flops_per_s=arguments.tflops * 1e12,
         link_bytes_per_s=arguments.gbytes_per_s * 1e9,
@@ -307,7 +330,8 @@ def _simulate(arguments: argparse.Namespace) -> int:
         memory_bytes_per_s=arguments.memory_gbytes_per_s * 1e9,
     )
     run_folder = Path(arguments.run_folder) if arguments.run_folder else None
-    simulation = simulate_job(*_first_step(arguments), machine, run_folder)
+    hardware = hardware_of(job, arguments.gpu_kind) if arguments.gpu_kind else machine
+    simulation = simulate_job(job, plan, hardware, run_folder)
     if arguments.png:
         simulation.draw(Path(arguments.png))
     if arguments.trace:

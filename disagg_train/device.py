@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +16,7 @@ NcclVersion = tuple[int, int, int]
 
 _SHARED_GPU_NCCL: NcclVersion = (2, 30, 0)
 _HIGH_PRIORITY = -1
+_MILLI = 1e-3
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,63 @@ def without_compiler() -> Iterator[None]:
         yield
     finally:
         torch.compile = compiler
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A point in a rank's work.
+
+    Args:
+        number: of the moment, by which earlier ones are told from later ones.
+        host_s: when the host came to it, in seconds since the epoch.
+        event: in the current stream, where a GPU comes to it later; None on a CPU.
+    """
+
+    number: int
+    host_s: float
+    event: "torch.cuda.Event | None" = None
+
+
+class Clock:
+    """Tells when a rank's work ran: on a GPU by events in its stream, as the host only launches.
+
+    Events tell times between each other alone, so each time that the host waits for the stream
+    is an anchor: the host's time and the GPU's are one there.
+
+    Args:
+        device: of the rank.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._count = 0
+        self._anchor: Moment | None = None
+
+    def now(self) -> Moment:
+        """Return this moment of the current stream; the host does not wait."""
+        event = None
+        if self._device.kind == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+        self._count += 1
+        return Moment(self._count, time.time(), event)
+
+    def settle(self) -> None:
+        """Make the host wait for the current stream, and take that for an anchor."""
+        moment = self.now()
+        self._device.settle()
+        self._anchor = Moment(moment.number, time.time(), moment.event)
+
+    def seconds(self, moment: Moment) -> float:
+        """Return when a moment was, in seconds since the epoch.
+
+        Of what came after the last anchor, a GPU may not have come to its moment; then that is
+        when the host came to it.
+        """
+        anchor = self._anchor
+        if moment.event is None or anchor is None or moment.number > anchor.number:
+            return moment.host_s
+        return anchor.host_s - float(moment.event.elapsed_time(anchor.event)) * _MILLI
 
 
 class Mark:

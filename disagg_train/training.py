@@ -26,8 +26,15 @@ from disagg_train.driver.skips import SkippedSteps
 from disagg_train.driver.waiting import await_all
 from disagg_train.engine.setup import StateSource
 from disagg_train.errors import ConfigError, RankError
-from disagg_train.metrics.records import Evaluation, RankReport, SnapshotOrder, StepRecord
+from disagg_train.metrics.records import (
+    Evaluation,
+    RankReport,
+    SnapshotOrder,
+    StepRecord,
+    mean_busy_s,
+)
 from disagg_train.metrics.run_files import RunFiles
+from disagg_train.planner.drift import DriftMonitor
 from disagg_train.planner.step_plan import SampleSize
 from disagg_train.schedule.file import save_schedule
 from disagg_train.schedule.ops import OpKind
@@ -72,6 +79,7 @@ class TrainingRun:
         self._requests.clear()
         self._policy = RestartPolicy(job.recovery)
         self._skips = SkippedSteps(job.train.max_skipped)
+        self._drift = DriftMonitor.of(job)
         self._notes: list[str] = []
         self._last_copy = self._steps_done
         self._pauses_for_requests = -1
@@ -175,7 +183,13 @@ class TrainingRun:
         self._steps_done = record.step + 1
         self._policy.completed(record.step)
         self._skips.note(record, plan)
+        self._watch_drift(reports)
         self._forget_plans()
+
+    def _watch_drift(self, reports: Sequence[RankReport]) -> None:
+        if self._drift is not None:
+            note = self._drift.observe(mean_busy_s(reports, list(self.job.modules)))
+            self._notes += [note] if note else []
 
     def _forget_plans(self) -> None:
         """Keep the plans since the copy before the newest: of that one, a rank's may be lost."""
@@ -297,6 +311,7 @@ class TrainingRun:
             )
             self._renew(smaller, tuple({*groups, lost.group}), source)
         self._plans.lay_out(self.job)
+        self._drift = DriftMonitor.of(self.job)
 
     # Requests.
 

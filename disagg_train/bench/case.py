@@ -8,7 +8,7 @@ from typing import Self
 from disagg_train.boundary.layouts import Side
 from disagg_train.boundary.step_exchanges import Boundary
 from disagg_train.config.modules import ParallelConfig
-from disagg_train.planner.balance import in_order, split_evenly
+from disagg_train.planner.in_order import in_order, split_evenly
 from disagg_train.planner.step_plan import SampleSize, Slot, StepPlan
 from disagg_train.topology.grid import Grid
 from disagg_train.topology.layout import Layout

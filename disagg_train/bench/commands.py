@@ -49,6 +49,42 @@ def add_bench_commands(bench: argparse.ArgumentParser) -> None:
     recovery.add_argument("--layers", type=int, default=4, help="of each module: 21 MB of state")
     recovery.add_argument("--json", action="store_true", help="JSON is all that is ever printed")
     recovery.set_defaults(run=_recovery)
+    _add_simulated(kinds)
+
+
+def _add_simulated(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add what needs no ranks: one process measures or simulates it."""
+    balance = kinds.add_parser("balance", help="microbatches as they come against balanced ones")
+    balance.add_argument("--steps", type=int, default=20, help="drawn per kind of data")
+    balance.add_argument("--span", type=int, default=1, help="the balanced job's deferral_span")
+    balance.add_argument("--json", action="store_true", help="JSON is all that is ever printed")
+    balance.add_argument(
+        "--measured",
+        action="store_true",
+        help="on ranks with a part of a core each",
+    )
+    balance.set_defaults(run=_balance)
+    driver = kinds.add_parser("driver", help="planning of one step of a large job")
+    driver.add_argument("--samples", type=int, default=4096, help="of a step")
+    driver.add_argument("--ranks", type=int, default=1024, help="of the job, in multiples of 64")
+    driver.add_argument(
+        "--growth", action="store_true", help="many sizes, not --samples and --ranks"
+    )
+    driver.add_argument("--picture", help="draw how times grow into this file; with --growth")
+    driver.add_argument("--microbatches", type=int, default=16)
+    driver.add_argument("--span", type=int, default=1, help="the job's deferral_span")
+    driver.add_argument("--json", action="store_true", help="JSON is all that is ever printed")
+    driver.set_defaults(run=_driver)
+    plan = kinds.add_parser("plan", help="seconds of planning, and samples that a plan needs")
+    plan.add_argument("--draws", type=int, default=100, help="of each number of samples")
+    plan.add_argument("--json", action="store_true", help="JSON is all that is ever printed")
+    plan.add_argument(
+        "--measured", action="store_true", help="the choice among all layouts, all run on 4 ranks"
+    )
+    plan.set_defaults(run=_plan)
+    paper = kinds.add_parser("paper", help="the paper's directions, by the planner")
+    paper.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    paper.set_defaults(run=_paper)
 
 
 def _boundary(arguments: argparse.Namespace) -> int:
@@ -113,6 +149,63 @@ def _vlm(arguments: argparse.Namespace) -> int:
     sizes = (TINY_VISION, TINY_LANGUAGE) if arguments.tiny else (SO400M, QWEN_1_5B)
     result = run_vlm(vlm_job(*sizes, arguments.precision), arguments.blocks)
     print(json.dumps(result.as_dict()))
+    return 0
+
+
+def _balance(arguments: argparse.Namespace) -> int:
+    from disagg_train.bench.balance import run_balance
+    from disagg_train.bench.balance_on_ranks import run_balance_on_ranks
+
+    if arguments.measured:
+        print(json.dumps(run_balance_on_ranks().as_dict()))
+    else:
+        print(json.dumps(run_balance(arguments.steps, span=arguments.span).as_dict()))
+    return 0
+
+
+def _driver(arguments: argparse.Namespace) -> int:
+    from disagg_train.bench.driver import GROWTH, draw_growth, run_driver
+
+    step = arguments.microbatches, arguments.span
+    if not arguments.growth:
+        print(json.dumps(run_driver(arguments.samples, arguments.ranks, *step).as_dict()))
+        return 0
+    results = [run_driver(*sizes, *step) for sizes in GROWTH]
+    print(json.dumps([result.as_dict() for result in results], indent=2))
+    if arguments.picture:
+        draw_growth(Path(arguments.picture), results)
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from disagg_train.bench.plan import run_plan
+
+    if arguments.measured:
+        return _plan_on_ranks()
+    print(json.dumps(run_plan(arguments.draws).as_dict()))
+    return 0
+
+
+def _plan_on_ranks() -> int:
+    from disagg_train.bench.plan_on_ranks import as_dict, planned_jobs, run_plan_on_ranks
+
+    def say(layout: object) -> None:
+        print(layout, file=sys.stderr)
+
+    print(json.dumps(as_dict([*run_plan_on_ranks(planned_jobs(), on_layout=say)])))
+    return 0
+
+
+def _paper(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from disagg_train.bench.paper import run_paper
+
+    result = run_paper()
+    if arguments.json:
+        print(json.dumps(result.as_dict()))
+    else:
+        Console().print(*result.tables())
     return 0
 
 

@@ -1,7 +1,9 @@
 """The jobs that are measured: two ranks or more, steps of 300 ms or more. Pure."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from disagg_train.bench.spreads import ENCODER, PATCHES_PER_TOKEN
 from disagg_train.config.job import LANGUAGE, JobConfig
 from disagg_train.config.load import load_job
 
@@ -63,6 +65,43 @@ def stateful_job(num_layers: int, language_ranks: int = 1) -> JobConfig:
     return _job("bench-state", ranks, modules, microbatches=2, global_batch=8)
 
 
+def drawn_job(
+    name: str, layers: Mapping[str, int], widths: tuple[int, int], options: Mapping[str, Any]
+) -> JobConfig:
+    """Return an encoder on two ranks and an LLM on two others, all dp, on data of some spread.
+
+    Args:
+        name: of the job.
+        layers: sizes that both modules have.
+        widths: of the encoder's layers, and of the LLM's.
+        options: of the data (``Drawn``).
+    """
+    vit = {"hidden_size": widths[0], "patch_size": 4, "max_patches_per_side": 512}
+    modules = {
+        ENCODER: {
+            "kind": "vit",
+            "group": "encoders",
+            "parallel": {"dp": 2},
+            "model": {**layers, **vit},
+            "projector": {"merge": PATCHES_PER_TOKEN},
+        },
+        LANGUAGE: {
+            "kind": "gpt",
+            "group": "language",
+            "parallel": {"dp": 2},
+            "model": {**layers, "hidden_size": widths[1]},
+        },
+    }
+    data = {"kind": "disagg_train.bench.drawn:Drawn", "options": dict(options)}
+    return _job(name, {"encoders": 2, "language": 2}, modules, microbatches=8, data=data)
+
+
+def balanced_by(job: JobConfig, balance: str, **train: Any) -> JobConfig:
+    """Return the job with another ``train.balance``, samples put off where that is not ``none``."""
+    changes = {"balance": balance, "deferral_span": 0 if balance == "none" else 1, **train}
+    return job.model_copy(update={"train": job.train.model_copy(update=changes)})
+
+
 def with_steps(job: JobConfig, steps: int) -> JobConfig:
     """Return the job with another number of steps."""
     return job.model_copy(update={"train": job.train.model_copy(update={"steps": steps})})
@@ -81,7 +120,7 @@ def _job(
     ranks: dict[str, int],
     modules: dict[str, Any],
     microbatches: int,
-    data: str = "digits",
+    data: str | Mapping[str, Any] = "digits",
     global_batch: int = 32,
 ) -> JobConfig:
     return load_job(
@@ -89,7 +128,7 @@ def _job(
             "name": name,
             "groups": {group: {"ranks": count} for group, count in ranks.items()},
             "modules": modules,
-            "data": {"kind": data},
+            "data": {"kind": data} if isinstance(data, str) else data,
             "train": {
                 "steps": 1,
                 "global_batch": global_batch,

@@ -13,7 +13,8 @@ from disagg_train.bench.processes import Processes
 from disagg_train.config.job import JobConfig
 from disagg_train.data.index import checked_sizes
 from disagg_train.data.source import open_source
-from disagg_train.driver.plans import job_schedules, training_batches, training_plans
+from disagg_train.driver.plans import training_batches, training_plans
+from disagg_train.driver.schedules import job_schedules
 from disagg_train.engine.setup import RankSetup, Rendezvous
 from disagg_train.metrics.records import RankReport
 from disagg_train.planner.step_plan import StepPlan

@@ -23,7 +23,7 @@ from disagg_train.config.job import LANGUAGE, JobConfig, Precision
 from disagg_train.config.load import load_job
 from disagg_train.config.modules import SiglipModule
 from disagg_train.data.source import DataSource, open_source
-from disagg_train.driver.plans import job_schedules
+from disagg_train.driver.schedules import job_schedules
 from disagg_train.engine.setup import RankSetup
 from disagg_train.modules.specs import DTYPES
 from disagg_train.planner.step_plan import StepPlan

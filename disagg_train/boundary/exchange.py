@@ -7,12 +7,20 @@ sides copies what it holds already: nobody sends that, or hands it on, to it.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise, starmap
 
-from disagg_train.boundary.routes import Interval, Route, common, intersect, rows_of, without
+from disagg_train.boundary.routes import (
+    Interval,
+    Route,
+    common,
+    intersect,
+    row_runs,
+    rows_of,
+    without,
+)
 from disagg_train.topology.layout import Holding, Layout
 
 Rows = tuple[int, ...]
@@ -86,13 +94,37 @@ class BoundaryLayouts:
 
     def forward(self, place: int, routes: Sequence[Route]) -> Exchange:
         """Return the part of process ``place`` in carrying activations to the LLM."""
-        num_rows = tuple(holding.num_tokens for holding in self.compact.holdings)
+        is_there = place in self.destination.places
+        num_rows = _holding(self.destination, place).num_tokens if is_there else 0
         return _exchange(place, routes, self.source, self.compact, num_rows)
 
     def backward(self, place: int, routes: Sequence[Route]) -> Exchange:
         """Return the part of process ``place`` in carrying gradients to the encoder."""
         transposed = [route.reversed() for route in routes]
-        return _exchange(place, transposed, self.compact, self.source, self.source_rows)
+        return _exchange(place, transposed, self.compact, self.source, self._num_source_rows(place))
+
+    def both(self, place: int, routes: Sequence[Route]) -> tuple[Exchange, Exchange]:
+        """Return the parts of process ``place`` forward and backward.
+
+        Backward carries the same messages the other way; only what replicas hand on differs.
+        """
+        forward = self.forward(place, routes)
+        if place not in self.source.places:
+            return forward, Exchange(sends=forward.receives)
+        transposed = [route.reversed() for route in routes]
+        hands_on, handed = _hand_ons(self.compact, self.source, place, transposed)
+        return forward, Exchange(
+            sends=forward.receives,
+            receives=forward.sends,
+            local=forward.local[::-1],
+            num_rows=self._num_source_rows(place),
+            hands_on=hands_on,
+            handed=handed,
+        )
+
+    def _num_source_rows(self, place: int) -> int:
+        places = self.source.places
+        return self.source_rows[places.index(place)] if place in places else 0
 
 
 def _exchange(
@@ -100,7 +132,7 @@ def _exchange(
     routes: Sequence[Route],
     source: Layout,
     destination: Layout,
-    num_rows: tuple[int, ...],
+    num_rows: int,
 ) -> Exchange:
     outgoing: dict[int, list[Interval]] = defaultdict(list)
     incoming: dict[int, list[Interval]] = defaultdict(list)
@@ -119,9 +151,9 @@ def _exchange(
         sends=sends,
         receives=_messages(destination, source, place, incoming),
         local=_local(source, destination, place),
-        num_rows=num_rows[destination.places.index(place)],
-        hands_on=_messages(destination, destination, place, hands_on),
-        handed=_messages(destination, destination, place, handed),
+        num_rows=num_rows,
+        hands_on=hands_on,
+        handed=handed,
     )
 
 
@@ -131,19 +163,24 @@ def _messages(
     """Return the rows of each peer's tokens in ``mine``, cut into messages, by peer."""
     messages: list[Message] = []
     for peer in sorted(tokens):
-        rows = rows_of(_holding(mine, place), tokens[peer])
-        runs = _runs(rows, rows_of(_holding(theirs, peer), tokens[peer]))
-        if len(runs) * _LONG_RUN > len(rows):
-            runs = [slice(None)]
-        messages += [(peer, tuple(rows[run])) for run in runs]
+        runs = row_runs(_holding(mine, place), tokens[peer])
+        rows = tuple(chain.from_iterable(starmap(range, runs)))
+        cuts = _breaks(runs) | _breaks(row_runs(_holding(theirs, peer), tokens[peer]))
+        if (len(cuts) + 1) * _LONG_RUN > len(rows):
+            cuts = set()
+        ends = pairwise([0, *sorted(cuts), len(rows)])
+        messages += [(peer, rows[first:stop]) for first, stop in ends]
     return tuple(messages)
 
 
-def _runs(mine: Sequence[int], theirs: Sequence[int]) -> list[slice]:
-    """Return the parts of two lists of rows in which both are runs of neighbours."""
-    pairs = enumerate(zip(pairwise(mine), pairwise(theirs), strict=True), start=1)
-    breaks = [i for i, ((a, b), (c, d)) in pairs if b != a + 1 or d != c + 1]
-    return [slice(*ends) for ends in pairwise([0, *breaks, len(mine)])]
+def _breaks(runs: Iterable[Interval]) -> set[int]:
+    """Return where in a message of runs of rows the next row is no neighbour of the last."""
+    found, position, following = set(), 0, None
+    for first, stop in runs:
+        if first != following and position:
+            found.add(position)
+        position, following = position + stop - first, stop
+    return found
 
 
 def _local(source: Layout, destination: Layout, place: int) -> tuple[Rows, Rows]:
@@ -157,19 +194,20 @@ def _local(source: Layout, destination: Layout, place: int) -> tuple[Rows, Rows]
 
 def _hand_ons(
     source: Layout, destination: Layout, place: int, routes: Sequence[Route]
-) -> tuple[dict[int, list[Interval]], dict[int, list[Interval]]]:
+) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
     """Return what ``place`` hands on to each other replica, and what each hands on to it."""
     index = destination.places.index(place)
     group = next(ranks for ranks in destination.replicas if index in ranks)
     replicas = [destination.places[rank] for rank in group]
     if len(replicas) == 1:
-        return {}, {}
+        return (), ()
     arrived: dict[int, list[Interval]] = {replica: [] for replica in replicas}
     for route in routes:
         if route.destination in arrived:
             arrived[route.destination].append((route.start, route.stop))
     held = {p: _holding(source, p).intervals if p in source.places else [] for p in replicas}
-    hands_on, handed = {}, {}
+    hands_on: dict[int, list[Interval]] = {}
+    handed: dict[int, list[Interval]] = {}
     for other in replicas:
         if other == place:
             continue
@@ -177,7 +215,10 @@ def _hand_ons(
             hands_on[other] = given
         if taken := without(sorted(arrived[other]), held[place]):
             handed[other] = taken
-    return hands_on, handed
+    return (
+        _messages(destination, destination, place, hands_on),
+        _messages(destination, destination, place, handed),
+    )
 
 
 def _holding(layout: Layout, place: int) -> Holding:

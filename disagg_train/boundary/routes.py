@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, starmap
 
 from disagg_train.errors import PlanError
 from disagg_train.topology.layout import Holding, Layout, Span
@@ -123,7 +124,8 @@ def _shares(layout: Layout, by_group: dict[int, list[Interval]]) -> list[tuple[i
     shares = []
     for group, intervals in by_group.items():
         ranks = layout.replicas[group]
-        for rank, part in zip(ranks, cut(sorted(intervals), len(ranks)), strict=True):
+        parts = cut(sorted(intervals), len(ranks)) if len(ranks) > 1 else [intervals]
+        for rank, part in zip(ranks, parts, strict=True):
             shares += [(start, stop, layout.places[rank]) for start, stop in part]
     return sorted(shares)
 
@@ -191,17 +193,27 @@ def rows_of(holding: Holding, intervals: Iterable[Interval]) -> list[int]:
     Raises:
         PlanError: a token is not in the holding.
     """
-    starts = [span.start for span in holding.spans]
-    rows: list[int] = []
+    return list(chain.from_iterable(starmap(range, row_runs(holding, intervals))))
+
+
+def row_runs(holding: Holding, intervals: Iterable[Interval]) -> list[Interval]:
+    """Return the same rows as runs ``[first, stop)``, some of which may be neighbours.
+
+    Raises:
+        PlanError: a token is not in the holding.
+    """
+    spans = holding.spans
+    starts = [span.start for span in spans]
+    runs: list[Interval] = []
     for start, stop in intervals:
         token, index = start, bisect_right(starts, start) - 1
         while token < stop:
-            part = holding.spans[index].clip(token, stop) if 0 <= index < len(starts) else None
-            if part is None or part.start != token:
-                raise PlanError(f"token {token} is not held here: {_brief(holding.spans)}")
-            rows += range(part.row, part.row + len(part))
-            token, index = part.stop, index + 1
-    return rows
+            if not (0 <= index < len(spans) and starts[index] <= token < spans[index].stop):
+                raise PlanError(f"token {token} is not held here: {_brief(spans)}")
+            end, row = min(stop, spans[index].stop), spans[index].row + token - starts[index]
+            runs.append((row, row + end - token))
+            token, index = end, index + 1
+    return runs
 
 
 def _brief(spans: Sequence[Span]) -> str:

@@ -9,14 +9,16 @@ from typing import ClassVar, Protocol
 
 from disagg_train.boundary.exchange import BoundaryLayouts, Exchange, Rows
 from disagg_train.boundary.layouts import (
+    FirstTokens,
+    Part,
     Side,
     destination_layout,
-    destination_streams,
+    destination_stream,
     holding_of,
-    source_layout,
-    source_rows,
-    source_streams,
+    source_of,
+    source_stream,
 )
+from disagg_train.boundary.neighbours import first_tokens, neighbours
 from disagg_train.planner.step_plan import StepPlan
 from disagg_train.schedule.graph import drawn_on
 
@@ -124,25 +126,43 @@ class Boundary:
 
     def layouts(self, plan: StepPlan, microbatch: int) -> BoundaryLayouts:
         """Return both layouts of one microbatch."""
+        return self._layouts(plan, microbatch)
+
+    def layouts_for(self, plan: StepPlan, microbatch: int, place: int) -> BoundaryLayouts:
+        """Return as much of both layouts as the part of the global rank ``place`` depends on."""
+        return self._layouts(plan, microbatch, *self._parts(plan, microbatch, place))
+
+    def _parts(self, plan: StepPlan, microbatch: int, place: int) -> tuple[Part, Part]:
+        drawn = drawn_on(microbatch, self.span)
+        return neighbours(plan, self.source, self.destination, microbatch, drawn, place)
+
+    def _layouts(
+        self,
+        plan: StepPlan,
+        microbatch: int,
+        source: Part | None = None,
+        destination: Part | None = None,
+        tokens: FirstTokens | None = None,
+    ) -> BoundaryLayouts:
+        drawn, encoder = drawn_on(microbatch, self.span), self.source.module
+        layout, rows = source_of(plan, self.source, drawn, source, tokens)
         return BoundaryLayouts(
-            source_layout(plan, self.source, drawn_on(microbatch, self.span)),
-            destination_layout(plan, self.source.module, self.destination, microbatch),
-            source_rows(plan, self.source, drawn_on(microbatch, self.span)),
+            layout,
+            destination_layout(plan, encoder, self.destination, microbatch, destination, tokens),
+            rows,
         )
 
     def exchanges(self, plan: StepPlan, place: int) -> tuple[RankExchanges, ...]:
         """Return what the global rank ``place`` does, microbatch by microbatch."""
         found = []
         for microbatch in range(plan.num_microbatches):
-            layouts = self.layouts(plan, microbatch)
+            parts = self._parts(plan, microbatch, place)
+            tokens = first_tokens(plan, self.source.module, parts[0].samples)
+            layouts = self._layouts(plan, microbatch, *parts, tokens)
             routes = layouts.routes()
             holding = holding_of(layouts.destination, place)
             found.append(
-                RankExchanges(
-                    layouts.forward(place, routes),
-                    layouts.backward(place, routes),
-                    tuple(holding.rows) if holding else (),
-                )
+                RankExchanges(*layouts.both(place, routes), tuple(holding.rows) if holding else ())
             )
         return tuple(found)
 
@@ -218,5 +238,5 @@ class StageLink:
     def _num_rows(self, plan: StepPlan, microbatch: int, place: int) -> int:
         lane = self.module.grid.coordinates(self.module.places.index(place))["dp"]
         if self.merge is None:
-            return destination_streams(plan, self.module, microbatch)[lane].num_shard_rows
-        return source_streams(plan, self.module, microbatch)[lane].num_shard_rows * self.merge
+            return destination_stream(plan, self.module, microbatch, lane).num_shard_rows
+        return source_stream(plan, self.module, microbatch, lane).num_shard_rows * self.merge

@@ -14,10 +14,14 @@ from pydantic import (
 
 from disagg_train.config.base import Config, divisors
 from disagg_train.config.modules import AnyModule, EncoderModule, GptModule, TransformerModule
+from disagg_train.config.planned import PlannedConfig
 from disagg_train.config.survival import CheckpointConfig, RecoveryConfig
 from disagg_train.errors import ConfigError
 
 Precision = Literal["fp32", "bf16", "fp16"]
+
+Balance = Literal["none", "encoder", "llm", "both"]
+"""Whose microbatches are given equal work."""
 
 LANGUAGE = "language"
 """Name of the module that is the LLM."""
@@ -31,6 +35,9 @@ class GroupConfig(Config):
     gpus_per_rank: float = Field(default=1.0, gt=0.0, le=1.0)
     """Part of a GPU that a rank takes: 0.25 puts up to four ranks on one GPU, to test several
     ranks where GPUs are few; they share its time and memory. Needs NCCL 2.30 or newer."""
+    accelerator: str | None = Field(default=None, pattern=r"^[\w.-]+$")
+    """Kind of GPU that the ranks must be on, by Ray's name for it (`H100`, `L40S`, ...); any where
+    not given. Ranks on CPUs do not ask. Planning knows H100, H200, A100, L40S and B200."""
 
 
 class DataConfig(Config):
@@ -101,9 +108,18 @@ class TrainConfig(Config):
     then takes as many samples as fit, `global_batch` at most; no limit where not given."""
     window: PositiveInt | None = None
     """Microbatches per window of encoders colocated with the LLM; all where not given."""
+    balance: Balance = "both"
+    """Which modules' microbatches are given equal work: `encoder`, `llm`, `both`, or `none`, which
+    takes samples in their order. Dp ranks of every module share a microbatch's work evenly in all
+    but `none`. What a step computes does not depend on it; by the schedule simulator it is never
+    slower, and so it is on."""
     deferral_span: NonNegativeInt = 0
     """Microbatches by which a step plan may put off a sample's LLM work after its encoders' work;
-    encoders then run so much earlier, and keep their activations so much longer."""
+    encoders then run so much earlier, and keep their activations so much longer. 1 is enough for
+    `balance: both` to give the encoders and the LLM equal microbatches each."""
+    deferral_bytes: PositiveInt | None = None
+    """Most bytes of activations that a rank of an encoder keeps of samples that are put off, at
+    any time; no limit where not given."""
     schedule: str = "1f1b"
     """Order of the LLM's forwards and backwards: `1f1b` (interleaved where `parallel.vpp` says
     so), `zero_bubble` (split backward), `gpipe` (all forwards first), or the path of a schedule
@@ -187,6 +203,9 @@ class JobConfig(Config):
     """When the run's state is written."""
     recovery: RecoveryConfig = RecoveryConfig()
     """What happens when a rank dies, hangs or fails."""
+    plan: PlannedConfig | None = None
+    """What the planner expected of this layout, where it wrote it; remove it where you change the
+    layout."""
 
     @property
     def language(self) -> GptModule:
@@ -223,6 +242,15 @@ class JobConfig(Config):
                     f"modules.{name}.kind is {module.kind!r}; the module `{LANGUAGE}` is a gpt "
                     f"and every other module an encoder, use {wanted!r}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _plan_is_of_these_modules(self) -> Self:
+        if self.plan is not None and set(self.plan.busy_s) != set(self.modules):
+            raise ConfigError(
+                f"plan.busy_s is of the modules {sorted(self.plan.busy_s)}, the job has "
+                f"{sorted(self.modules)}; remove `plan`, or plan again"
+            )
         return self
 
     @model_validator(mode="after")

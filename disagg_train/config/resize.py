@@ -9,7 +9,8 @@ from disagg_train.errors import ConfigError
 def resized(job: JobConfig, group: str, ranks: int) -> JobConfig:
     """Return the job with another number of ranks in a group.
 
-    The global batch and its microbatches stay, so the training does too.
+    The global batch and its microbatches stay, so the training does too. What was planned for the
+    old layout goes.
 
     Raises:
         ConfigError: there is no such group, or its modules' other degrees do not divide the ranks.
@@ -29,7 +30,7 @@ def resized(job: JobConfig, group: str, ranks: int) -> JobConfig:
             parallel = module.parallel.model_copy(update={"dp": dp})
             modules[name] = module.model_copy(update={"parallel": parallel})
     groups = job.groups | {group: job.groups[group].model_copy(update={"ranks": ranks})}
-    changed = job.model_copy(update={"groups": groups, "modules": modules})
+    changed = job.model_copy(update={"groups": groups, "modules": modules, "plan": None})
     try:
         return JobConfig.model_validate(changed.model_dump())
     except ValidationError as error:

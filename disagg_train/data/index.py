@@ -8,7 +8,7 @@ from disagg_train.data.sizes import SizeTable
 from disagg_train.data.source import DataSource, Sample, Split
 from disagg_train.errors import DataError
 from disagg_train.metrics.records import BadSample
-from disagg_train.planner.balance import TokenBudget, token_budget
+from disagg_train.planner.in_order import TokenBudget, token_budget
 from disagg_train.planner.step_plan import SampleSize
 
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from disagg_train.config.job import JobConfig
-from disagg_train.driver.plans import TrainingPlans, training_plan
+from disagg_train.driver.plans import TrainingPlans
 from disagg_train.planner.step_plan import StepPlan
 
 
@@ -66,7 +66,7 @@ class PlanLog(Iterator[StepPlan]):
         """Lay all plans out for the same job on other ranks; their samples stay the same."""
         self._new.lay_out(job)
         for step, plan in self._plans.items():
-            self._plans[step] = training_plan(job, step, plan.samples)
+            self._plans[step] = self._new.plan(step, plan.samples)
 
     def forget(self, before: int) -> None:
         """Forget the plans of steps before ``before``, to which nothing goes back any more."""

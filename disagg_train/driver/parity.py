@@ -18,7 +18,9 @@ _NORM_BAR = 1e-4
 _PLAIN = {
     "schedule": "1f1b",
     "window": None,
+    "balance": "none",
     "deferral_span": 0,
+    "deferral_bytes": None,
     "tokens_per_microbatch": None,
 }
 

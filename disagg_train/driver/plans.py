@@ -1,23 +1,14 @@
-"""A job's step plans and op lists."""
+"""The plans of a job's steps, one after the other."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from disagg_train.boundary.of_job import job_graph
-from disagg_train.config.job import LANGUAGE, JobConfig, TrainConfig
+from disagg_train.config.job import JobConfig
 from disagg_train.data.sampler import Batches
-from disagg_train.driver.learning_rate import learning_rate
-from disagg_train.errors import ConfigError, DataError, PlanError
-from disagg_train.planner.balance import alongside, in_order, token_budget
-from disagg_train.planner.step_plan import Assignment, SampleSize, StepPlan
-from disagg_train.schedule.build import training_schedule
-from disagg_train.schedule.check import check
-from disagg_train.schedule.evaluation import evaluation_schedule
-from disagg_train.schedule.file import load_schedule
-from disagg_train.schedule.graph import StageGraph
-from disagg_train.schedule.language import PIPELINES
-from disagg_train.schedule.ops import Schedule
+from disagg_train.driver.step_planner import StepPlanner, evaluation_plan
+from disagg_train.errors import DataError
+from disagg_train.planner.in_order import token_budget
+from disagg_train.planner.step_plan import SampleSize, StepPlan
 
 
 class TrainingPlans(Iterator[StepPlan]):
@@ -37,7 +28,7 @@ class TrainingPlans(Iterator[StepPlan]):
         steps: int | None = None,
         first_step: int = 0,
     ) -> None:
-        self._job, self._batches = job, batches
+        self._planner, self._batches = StepPlanner(job), batches
         last = job.train.steps
         self._end = last if steps is None else min(first_step + steps, last)
         self.step = first_step
@@ -49,7 +40,11 @@ class TrainingPlans(Iterator[StepPlan]):
             raise StopIteration
         samples = next(self._batches)
         self.step += 1
-        return training_plan(self._job, self.step - 1, samples)
+        return self.plan(self.step - 1, samples)
+
+    def plan(self, step: int, samples: tuple[SampleSize, ...]) -> StepPlan:
+        """Return the plan of a step that takes some samples."""
+        return self._planner.plan(step, samples)
 
     def without(self, keys: Collection[int]) -> StepPlan:
         """Make the newest plan again as if some samples had never been there."""
@@ -77,7 +72,7 @@ class TrainingPlans(Iterator[StepPlan]):
 
     def lay_out(self, job: JobConfig) -> None:
         """Lay coming plans out for the same job on other ranks."""
-        self._job = job
+        self._planner = StepPlanner(job)
 
     @property
     def _sampler(self) -> Batches:
@@ -132,12 +127,6 @@ class EvaluationPlans(Iterator[StepPlan]):
         return next(self)
 
 
-def training_plan(job: JobConfig, step: int, samples: tuple[SampleSize, ...]) -> StepPlan:
-    """Return the plan of a training step that takes some samples."""
-    rate = learning_rate(job.train, step)
-    return StepPlan(step, samples, _training_assignment(job, samples), rate)
-
-
 def training_plans(job: JobConfig, batches: Iterator[tuple[SampleSize, ...]]) -> TrainingPlans:
     """Return the plans of all training steps."""
     return TrainingPlans(job, batches)
@@ -153,75 +142,3 @@ def training_batches(job: JobConfig, sizes: Sequence[SampleSize]) -> Batches:
     budget, train = token_budget(job), job.train
     num_fitting = len if budget is None else budget.num_fitting
     return Batches(sizes, job.seed, train.global_batch, num_fitting)
-
-
-def evaluation_plan(job: JobConfig, sizes: Sequence[SampleSize]) -> StepPlan:
-    """Return the plan of an evaluation over the first held-out samples."""
-    samples = tuple(sizes[: job.train.evaluation.samples])
-    return StepPlan(-1, samples, _by_count(job, len(samples), evaluation_microbatches(job)))
-
-
-def evaluation_microbatches(job: JobConfig) -> int:
-    """Return how many microbatches an evaluation has: as large as those of training."""
-    per_microbatch = -(-job.train.global_batch // job.train.microbatches)
-    return max(1, -(-job.train.evaluation.samples // per_microbatch))
-
-
-def _training_assignment(job: JobConfig, samples: tuple[SampleSize, ...]) -> dict[str, Assignment]:
-    """Return which samples each microbatch of each dp rank of every module holds."""
-    budget = token_budget(job)
-    if budget is None:
-        return _by_count(job, len(samples), job.train.microbatches)
-    language = budget.assign(samples)
-    return {
-        name: language if name == LANGUAGE else alongside(language, module.parallel.dp)
-        for name, module in job.modules.items()
-    }
-
-
-def _by_count(job: JobConfig, num_samples: int, microbatches: int) -> dict[str, Assignment]:
-    return {name: assign(job, name, num_samples, microbatches) for name in job.modules}
-
-
-def assign(job: JobConfig, module: str, num_samples: int, microbatches: int) -> Assignment:
-    """Return which samples each microbatch of each dp rank of a module holds, by count alone."""
-    return in_order(num_samples, microbatches, job.modules[module].parallel.dp)
-
-
-def job_schedules(job: JobConfig) -> tuple[Schedule, Schedule]:
-    """Return the checked op lists of a training step and of an evaluation."""
-    graph = job_graph(job)
-    training = _training_schedule(job, graph)
-    evaluation = evaluation_schedule(graph, evaluation_microbatches(job))
-    check(evaluation, graph)
-    return training, evaluation
-
-
-def _training_schedule(job: JobConfig, graph: StageGraph) -> Schedule:
-    """Build and check the schedule that the job names, or the file that it names."""
-    train = job.train
-    if train.schedule in PIPELINES:
-        window = train.window or train.microbatches
-        schedule = training_schedule(graph, train.microbatches, window, PIPELINES[train.schedule])
-        check(schedule, graph)
-        return schedule
-    return _schedule_of_ones_own(train, graph)
-
-
-def _schedule_of_ones_own(train: TrainConfig, graph: StageGraph) -> Schedule:
-    path = Path(train.schedule)
-    if not path.exists():
-        raise ConfigError(
-            f"train.schedule is {train.schedule!r}: neither one of {sorted(PIPELINES)} nor a file"
-        )
-    schedule = load_schedule(path)
-    if schedule.num_microbatches != train.microbatches:
-        raise ConfigError(
-            f"train.microbatches={train.microbatches}, but {path} is a schedule of "
-            f"{schedule.num_microbatches}; set train.microbatches: {schedule.num_microbatches}"
-        )
-    try:
-        check(schedule, graph)
-    except PlanError as error:
-        raise PlanError(f"{path}: {error}") from None
-    return schedule

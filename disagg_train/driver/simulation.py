@@ -10,11 +10,12 @@ from rich.table import Table
 
 from disagg_train.boundary.of_job import job_graph
 from disagg_train.config.job import JobConfig
-from disagg_train.driver.plans import job_schedules
+from disagg_train.driver.schedules import job_schedules
 from disagg_train.errors import ConfigError
 from disagg_train.metrics.timeline_picture import draw_timeline
 from disagg_train.metrics.trace import read_trace, write_trace
-from disagg_train.planner.analytic_costs import Machine, analytic_costs
+from disagg_train.planner.analytic_costs import analytic_costs
+from disagg_train.planner.machine import Hardware, Machine
 from disagg_train.planner.step_plan import StepPlan
 from disagg_train.schedule.costs import CostModel
 from disagg_train.schedule.graph import StageGraph
@@ -107,14 +108,14 @@ class Simulation:
 
 
 def simulate_job(
-    job: JobConfig, plan: StepPlan, machine: Machine, run: Path | None = None
+    job: JobConfig, plan: StepPlan, hardware: Hardware | Machine, run: Path | None = None
 ) -> Simulation:
     """Simulate a step of a job.
 
     Args:
         job: a validated job.
         plan: the step.
-        machine: what it would run on.
+        hardware: what it would run on.
         run: folder of a run whose trace gives the seconds; memory stays computed. None takes
             both from the sizes of the model.
 
@@ -123,8 +124,8 @@ def simulate_job(
         PlanError: the run was of other stages.
     """
     graph, (schedule, _) = job_graph(job), job_schedules(job)
-    costs = analytic_costs(job, graph, plan, machine)
-    assumptions = f"by the sizes of the model, {machine}, {job.train.precision}"
+    costs = analytic_costs(job, graph, plan, hardware)
+    assumptions = f"by the sizes of the model, {hardware}, {job.train.precision}"
     if run is not None:
         costs, assumptions = _of_run(run, graph, schedule, costs)
     return Simulation(job.name, schedule, simulate(schedule, graph, costs), assumptions)

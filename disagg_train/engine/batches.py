@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from disagg_train.boundary.exchange import Rows
-from disagg_train.boundary.layouts import Side, destination_streams, source_streams
+from disagg_train.boundary.layouts import Side, destination_stream, source_stream
 from disagg_train.config.modules import TransformerModule
 from disagg_train.data.collate import context_positions, pack_inputs, pack_text
 from disagg_train.data.source import DataSource, Sample
@@ -63,7 +63,7 @@ class EncoderBatches:
     def make(self, plan: StepPlan, microbatch: int, stream_rows: Mapping[str, Rows]) -> Batch:
         """Return a microbatch's inputs; stages that embed nothing get their packing alone."""
         del stream_rows
-        stream = source_streams(plan, self._side, microbatch)[self._at["dp"]]
+        stream = source_stream(plan, self._side, microbatch, self._at["dp"])
         if not stream.num_rows:
             return None
         merge = self._module.projector.merge
@@ -119,7 +119,7 @@ class LanguageBatches:
 
     def make(self, plan: StepPlan, microbatch: int, stream_rows: Mapping[str, Rows]) -> Batch:
         """Return a microbatch's fused sequences."""
-        stream = destination_streams(plan, self._side, microbatch)[self._at["dp"]]
+        stream = destination_stream(plan, self._side, microbatch, self._at["dp"])
         if not stream.num_rows:
             return None
         held = plan.held(self._side.module, microbatch, self._at["dp"])

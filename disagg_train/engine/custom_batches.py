@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from disagg_train.boundary.exchange import Rows
-from disagg_train.boundary.layouts import Side, source_streams
+from disagg_train.boundary.layouts import Side, source_stream
 from disagg_train.config.modules import CustomModule
 from disagg_train.data.collate import token_numbers
 from disagg_train.data.source import DataSource
@@ -38,7 +38,7 @@ class CustomBatches:
         """Return a microbatch's inputs; later pipeline stages get what is due alone."""
         del stream_rows
         name, merge = self._side.module, self._merge
-        stream = source_streams(plan, self._side, microbatch)[self._at["dp"]]
+        stream = source_stream(plan, self._side, microbatch, self._at["dp"])
         if not stream.num_rows:
             return None
         held = plan.held(name, microbatch, self._at["dp"])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from disagg_train.boundary.step_exchanges import RankExchanges
+from disagg_train.device import Clock, Moment
 from disagg_train.engine.activations import ActivationMeter
 from disagg_train.engine.agreement import Agreement, agree, check_same_plan
 from disagg_train.engine.decode import evaluate
@@ -66,6 +67,7 @@ class Executor:
     ) -> None:
         self._world, self._stages, self._links = world, stages, links
         self._modules, self._meter, self._loss_scale = tuple(modules), meter, loss_scale
+        self._clock = Clock(world.device)
         self._ahead: dict[tuple[int, str, int], Tensor] = {}
         self._into: dict[str, dict[str, Link]] = {stage: {} for stage in stages}
         self._out_of: dict[str, list[Link]] = {stage: [] for stage in stages}
@@ -118,13 +120,13 @@ class Executor:
         check_same_plan(self._world.control, plan)
         for op in program.first_receives:
             self._post(op)
-        self._spans.append(Span(START_STEP, "", "update", begin, time.time()))
+        self._start = Span(START_STEP, "", "update", begin, time.time())
         for op in program.ops:
-            self.current_op, begin = op, time.time()
+            self.current_op, began = op, self._clock.now()
             self.on_op(op)
             self._world.watchdog.check()
             self._do[op.kind](op)
-            self._spans.append(span_of(op, begin, time.time()))
+            self._ran.append((op, began, self._clock.now()))
             if following := program.next_receive.get(op):
                 self._post(following)
         self.current_op = None
@@ -141,7 +143,7 @@ class Executor:
         }
         self._leaves: dict[tuple[str, int], Tensor] = {}
         self._input_grads: dict[tuple[str, int], Tensor] = {}
-        self._spans: list[Span] = []
+        self._ran: list[tuple[Op, Moment, Moment]] = []
         self._answers: dict[int, list[int]] = {}
         self._loss_sum = torch.zeros((), dtype=torch.float64)
         self._agreement: Agreement | None = None
@@ -166,12 +168,19 @@ class Executor:
             grad_norm=agreement.grad_norm,
             skipped=agreement.skip,
             loss_scale=self._scale,
-            spans=tuple(self._spans),
+            spans=(self._start, *self._spans()),
             sent_bytes=sent,
             peak_boundary_bytes=peak_bytes,
             peak_activation_bytes=self._meter.take_peak_bytes(),
             answers=self._answers,
         )
+
+    def _spans(self) -> list[Span]:
+        """Return when ops ran; in traced steps the host waits for a GPU's last ones, too."""
+        if self._meter.active:
+            self._clock.settle()
+        seconds = self._clock.seconds
+        return [span_of(op, seconds(begin), seconds(end)) for op, begin, end in self._ran]
 
     # Compute.
 
@@ -317,7 +326,7 @@ class Executor:
 
     def _agree(self, op: Op) -> None:
         del op
-        self._world.device.settle()  # what an abort set free must not be agreed upon
+        self._clock.settle()  # what an abort set free must not be agreed upon
         self._world.watchdog.check()
         self._agreement = agree(
             self._world.control, self._stages, self._modules, float(self._loss_sum)

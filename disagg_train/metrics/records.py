@@ -198,6 +198,16 @@ def module_times(reports: Sequence[RankReport], modules: Sequence[str]) -> dict[
     return {name: _times(reports, name) for name in modules}
 
 
+def mean_busy_s(reports: Sequence[RankReport], modules: Sequence[str]) -> dict[str, float]:
+    """Return the seconds that a rank spends on each module's passes, the mean of its hosts."""
+    found = {}
+    for name in modules:
+        hosts = [report for report in reports if name in report.modules]
+        spent = [_seconds(each, name, kind) for each in hosts for kind in ("forward", "backward")]
+        found[name] = sum(spent) / max(len(hosts), 1)
+    return found
+
+
 def _times(reports: Sequence[RankReport], module: str) -> ModuleTimes:
     hosts = [report for report in reports if module in report.modules]
 

@@ -1,119 +1,43 @@
 """What ops would cost by the sizes of the model: for jobs that nobody has run yet.
 
-Formulas, for the busiest data-parallel lane of a microbatch:
+``stage_parts`` has the FLOPs and the kept values, ``collectives`` what layers do beside their
+matrices, ``step_costs`` what a microbatch makes of them. tp * cp ranks share a lane's FLOPs.
 
-- A forward has 2 FLOPs per token and active weight, and per layer 4 * width of all heads * (sum
-  of squared sequence lengths) for the core of attention, half of that where it is causal;
-  tp * cp ranks share them. The backward has twice as many: those of attention, and half of the
-  others, for the gradients of the inputs. What is computed again is added to these.
-- A layer keeps for its backward what Korthikanti et al. (2022, section 4) count, for matrices
-  of any width, without dropout, with attention that keeps no scores: the inputs of two norms,
-  of attention and of the feed-forward layer (4 * hidden, which tp splits only with sp);
-  queries, keys, values and the output of attention; what the activation function takes and
-  gives. With a GELU and ffn = 4 * hidden that makes their 16 values per token (34 bytes in
-  bf16 with dropout's masks). Layers that are computed again keep their input alone. The LLM's
-  last stage also keeps its logits, in fp32.
-- A transfer carries the rows of its busiest sender or receiver; colocated modules are taken to
-  move all rows.
-- A sync is a ring all-reduce of fp32 gradients over dp * cp. Adam reads four fp32 numbers per
-  weight and writes three.
-
-Left out: padding, norms and other element-wise work, the router, and the collectives of tp and
-cp inside layers. The FLOP/s that a rank achieves stand for these too.
+Gradients are summed as Megatron's distributed optimizer does: a sync leaves each of the dp * cp
+ranks the sum of its own part in fp32, half a ring. The update changes that part alone (Adam reads
+four fp32 numbers per weight and writes three), and its other half of the ring gives all ranks the
+new weights.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from disagg_train.config.job import LANGUAGE, JobConfig
-from disagg_train.config.models import GptConfig
-from disagg_train.config.modules import GptModule, TransformerModule
-from disagg_train.errors import ConfigError
+from disagg_train.config.job import JobConfig
+from disagg_train.config.modules import CustomModule
+from disagg_train.planner.collectives import FP32_BYTES, NOTHING, LayerCosts
+from disagg_train.planner.links import edge_bytes_per_s
+from disagg_train.planner.machine import Hardware, Machine
+from disagg_train.planner.sample_costs import ModuleCost, PassCost, SampleTable, StageCost
+from disagg_train.planner.seats import Seats
+from disagg_train.planner.stage_parts import (
+    VALUE_BYTES,
+    Flops,
+    Module,
+    Part,
+    known_module,
+    of_stages,
+)
+from disagg_train.planner.step_costs import JobCosts, step_costs
 from disagg_train.planner.step_plan import StepPlan
-from disagg_train.schedule.costs import CostModel, TransferCost, Values
-from disagg_train.schedule.graph import Edge, StageGraph
+from disagg_train.schedule.costs import CostModel
+from disagg_train.schedule.graph import StageGraph
 from disagg_train.schedule.ops import OpKind
 
-Module = TransformerModule | GptModule
-
-_VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-_FP32_BYTES, _ADAM_BYTES = 4, 28
-_ADDED = {"none": (0, 0), "selective": (0, 1), "full": (1, 1)}
-"""Forwards that a backward adds: of the matrices, and of the core of attention."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What one rank and its links achieve; not what their data sheets promise.
-
-    Args:
-        flops_per_s: of forwards and backwards.
-        link_bytes_per_s: between two ranks, in each direction.
-        latency_s: of a transfer.
-        memory_bytes_per_s: of the rank's own memory, for the optimizer.
-    """
-
-    flops_per_s: float = 200e12
-    link_bytes_per_s: float = 25e9
-    latency_s: float = 20e-6
-    memory_bytes_per_s: float = 2e12
-
-    def __str__(self) -> str:
-        return (
-            f"{self.flops_per_s / 1e12:g} TFLOP/s achieved per rank, "
-            f"{self.link_bytes_per_s / 1e9:g} GB/s and {self.latency_s * 1e6:g} us per transfer"
-        )
-
-
-@dataclass(frozen=True)
-class _Lane:
-    """What one data-parallel rank has of a microbatch: tokens, and the sum of their squares."""
-
-    tokens: int
-    squares: int
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A part of a stage; numbers are per token and of all tp ranks together.
-
-    Args:
-        active: weights that a token passes through.
-        weights: all dense ones.
-        expert_weights: all experts' ones.
-        attention: FLOPs of a forward per squared token.
-        kept: values for the backward, of which every tp rank has its own copy without sp.
-        kept_cut: values for the backward that tp ranks share.
-        trained: whether the weights change.
-        passed_back: whether gradients pass through.
-        added: forwards that the backward adds, of the matrices and of attention.
-    """
-
-    active: float = 0.0
-    weights: float = 0.0
-    expert_weights: float = 0.0
-    attention: float = 0.0
-    kept: float = 0.0
-    kept_cut: float = 0.0
-    trained: bool = True
-    passed_back: bool = True
-    added: tuple[int, int] = (0, 0)
-
-    def forward_flops(self, lane: _Lane) -> float:
-        return 2 * self.active * lane.tokens + self.attention * lane.squares
-
-    def input_flops(self, lane: _Lane) -> float:
-        matrices, attention = self.added
-        of_matrices = 2 * self.active * lane.tokens * (1 + matrices)
-        of_attention = self.attention * lane.squares * (2 + attention)
-        return (of_matrices + of_attention) * self.passed_back
-
-    def weight_flops(self, lane: _Lane) -> float:
-        return 2 * self.active * lane.tokens * self.trained
+_ADAM_BYTES = 28
 
 
 def analytic_costs(
-    job: JobConfig, graph: StageGraph, plan: StepPlan, machine: Machine
+    job: JobConfig, graph: StageGraph, plan: StepPlan, hardware: Hardware | Machine
 ) -> CostModel:
     """Return the costs of a step.
 
@@ -121,232 +45,150 @@ def analytic_costs(
         job: sizes and layouts of the modules.
         graph: the job's stage graph.
         plan: says which tokens every microbatch has.
-        machine: what it runs on.
+        hardware: what it runs on.
 
     Raises:
         ConfigError: an encoder is of a class of one's own, whose sizes nobody knows.
     """
-    seconds: dict[tuple[OpKind, str], Values] = {}
-    activations: dict[str, Values] = {}
-    for name in job.modules:
-        module = _known(job, name)
-        lanes = [_lanes(plan, name, mb) for mb in range(plan.num_microbatches)]
-        stages = [stage for stage, node in graph.nodes.items() if node.module == name]
-        for index, stage in enumerate(stages):
-            parts = _parts(job, module, index, len(stages))
-            per_kind = _pass_s(parts, lanes, module, machine) | _update_s(parts, module, machine)
-            seconds |= {(kind, stage): values for kind, values in per_kind.items()}
-            activations[stage] = _activation_bytes(parts, lanes, module, job)
-    transfers = {
-        (kind, edge.name): TransferCost(
-            (machine.latency_s,), _edge_bytes(job, plan, graph, edge), machine.link_bytes_per_s
-        )
-        for edge in graph.edges
-        for kind in (OpKind.SEND_FORWARD, OpKind.SEND_BACKWARD)
+    on = Hardware.on(hardware)
+    modules = {
+        name: _module_cost(job, known_module(job, name), on.of(module.group))
+        for name, module in job.modules.items()
     }
-    return CostModel(seconds, transfers, activations)
+    table = SampleTable.of(plan.samples, list(job.encoders))
+    seats = {name: Seats.of(assignment) for name, assignment in plan.assignment.items()}
+    return step_costs(job, graph, _job_costs(job, modules, on), table, seats)
 
 
-def _known(job: JobConfig, name: str) -> Module:
-    """Return a module whose costs its sizes tell."""
-    module = job.modules[name]
-    if not isinstance(module, TransformerModule | GptModule):
-        raise ConfigError(
-            f"modules.{name}: what {module.kind} costs is not known from its sizes; measure it "
-            f"with simulate --from RUN"
-        )
-    return module
+def costs_by_size(job: JobConfig, hardware: Hardware | Machine) -> JobCosts:
+    """Return what a job's modules cost, for comparing assignments.
 
-
-def _lanes(plan: StepPlan, name: str, microbatch: int) -> list[_Lane]:
-    """Return a microbatch's lanes of a module: an encoder has inputs, the LLM sequences."""
-    found = []
-    for held in plan.assignment[name][microbatch]:
-        samples = [plan.samples[index] for index in held]
-        if name == LANGUAGE:
-            lengths = [sample.sequence_tokens for sample in samples]
+    Encoders of a class of one's own are taken to cost the LLM's seconds per token: only what
+    they compute on is known.
+    """
+    on = Hardware.on(hardware)
+    modules = {}
+    for name, module in job.modules.items():
+        machine = on.of(module.group)
+        if isinstance(module, CustomModule):
+            language = _module_cost(job, job.language, machine)
+            modules[name] = _stand_in(language, module.parallel.pp)
         else:
-            lengths = [each for sample in samples for each in sample.input_tokens.get(name, ())]
-        found.append(_Lane(sum(lengths), sum(length * length for length in lengths)))
-    return found
+            modules[name] = _module_cost(job, known_module(job, name), machine)
+    return _job_costs(job, modules, on)
 
 
-# What stages consist of.
+def _job_costs(job: JobConfig, modules: dict[str, ModuleCost], hardware: Hardware) -> JobCosts:
+    machine = hardware.default
+    edges = edge_bytes_per_s(job, hardware)
+    return JobCosts(modules, machine.latency_s, machine.link_bytes_per_s, edges)
 
 
-def _parts(job: JobConfig, module: Module, index: int, num_stages: int) -> list[_Part]:
-    """Return the parts of one stage: its layers, and what is before the first or after the last."""
-    parts = [_layers(module, module.model.num_layers_run // num_stages)]
-    if index == 0:
-        parts.append(_embedding(module))
-    if index == num_stages - 1:
-        parts.append(
-            _projector(module, job)
-            if isinstance(module, TransformerModule)
-            else _output(module, job, num_stages)
-        )
-    return parts
-
-
-def _layers(module: Module, num_layers: int) -> _Part:
-    width, (of_queries, of_keys) = module.model.hidden_size, _head_widths(module)
-    attention_weights = 2 * width * (of_queries + of_keys)
-    feed_forward = _feed_forward(module)
-    again = module.recompute == "full"
-    return _Part(
-        active=num_layers * (attention_weights + feed_forward.active),
-        weights=num_layers * (attention_weights + feed_forward.weights),
-        expert_weights=num_layers * feed_forward.expert_weights,
-        attention=num_layers * of_queries * (2 if isinstance(module, GptModule) else 4),
-        kept=num_layers * width * (1 if again else 4),
-        kept_cut=0 if again else num_layers * (2 * (of_queries + of_keys) + feed_forward.kept_cut),
-        trained=not module.freezes_all,
-        passed_back=_passes_back(module),
-        added=_ADDED[module.recompute],
-    )
-
-
-def _passes_back(module: Module) -> bool:
-    """Whether gradients pass through the layers: not where nothing below wants them."""
-    return isinstance(module, GptModule) or not module.freezes_all
-
-
-def _head_widths(module: Module) -> tuple[int, int]:
-    """Return how wide the queries of all heads are, and their keys."""
-    model = module.model
-    if isinstance(model, GptConfig):
-        return model.num_attention_heads * model.head_width, model.query_groups * model.head_width
-    return model.hidden_size, model.hidden_size
-
-
-def _feed_forward(module: Module) -> _Part:
-    """Return one layer's feed-forward part: GELU, SwiGLU, or experts with SwiGLU."""
-    model, width = module.model, module.model.hidden_size
-    if not isinstance(model, GptConfig):
-        matrices = 2 * width * model.ffn_size
-        return _Part(matrices, matrices, kept_cut=2 * model.ffn_size)
-    if model.num_experts is None:
-        matrices = 3 * width * model.ffn_size
-        return _Part(matrices, matrices, kept_cut=3 * model.ffn_size)
-    expert, chosen = 3 * width * model.expert_ffn_size, model.experts_per_token
-    kept = chosen * (width + 3 * model.expert_ffn_size)
-    return _Part(chosen * expert, 0, model.num_experts * expert, kept_cut=kept)
-
-
-def _embedding(module: Module) -> _Part:
-    """Return what is before the first layer; looking tokens up costs nothing."""
-    model, frozen = module.model, module.freezes_all
-    if isinstance(model, GptConfig):
-        return _Part(weights=model.vocab_size * model.hidden_size, trained=not frozen)
-    matrix = model.values_per_token * model.hidden_size
-    return _Part(matrix, matrix, trained=not frozen, passed_back=False)
-
-
-def _projector(module: TransformerModule, job: JobConfig) -> _Part:
-    width, merge = module.model.hidden_size, module.projector.merge
-    inner, outer = width * merge, job.language.model.hidden_size
-    mlp = module.projector.kind == "mlp"
-    matrices = outer * (inner + outer) if mlp else inner * outer
-    return _Part(
-        active=matrices / merge,
-        weights=matrices,
-        kept=width,
-        kept_cut=2 * outer / merge if mlp else 0,
-        trained=not module.freezes_projector,
-    )
-
-
-def _output(module: GptModule, job: JobConfig, num_stages: int) -> _Part:
-    """Return the output layer; a stage that has the embedding too may share its matrix."""
-    model = module.model
-    matrix = model.vocab_size * model.hidden_size
-    return _Part(
-        active=matrix,
-        weights=0 if model.tie_embeddings and num_stages == 1 else matrix,
-        kept_cut=model.vocab_size * _FP32_BYTES / _VALUE_BYTES[job.train.precision],
-        trained=not module.freeze,
-    )
-
-
-# What they cost.
-
-
-def _pass_s(
-    parts: Sequence[_Part], lanes: Sequence[Sequence[_Lane]], module: Module, machine: Machine
-) -> dict[OpKind, Values]:
-    """Return the seconds of forwards and backwards, per microbatch."""
-    speed = machine.flops_per_s * module.parallel.tp * module.parallel.cp
-
-    def busiest_s(flops: Callable[[_Part, _Lane], float]) -> Values:
-        per_lane = ([sum(flops(p, lane) for p in parts) for lane in each] for each in lanes)
-        return tuple(max(each) / speed for each in per_lane)
-
-    return {
-        OpKind.FORWARD: busiest_s(_Part.forward_flops),
-        OpKind.BACKWARD_INPUT: busiest_s(_Part.input_flops),
-        OpKind.BACKWARD_WEIGHT: busiest_s(_Part.weight_flops),
-        OpKind.BACKWARD: busiest_s(lambda p, lane: p.input_flops(lane) + p.weight_flops(lane)),
+def _stand_in(language: ModuleCost, num_stages: int) -> ModuleCost:
+    """Return the LLM's seconds per token, spread over the stages of another module."""
+    kinds = language.stages[0].passes
+    passes = {
+        kind: PassCost(sum(s.passes[kind].per_token_s for s in language.stages) / num_stages)
+        for kind in kinds
     }
+    return ModuleCost((StageCost(passes, language.bytes_per_token),) * num_stages)
 
 
-def _update_s(parts: Sequence[_Part], module: Module, machine: Machine) -> dict[OpKind, Values]:
+def _module_cost(job: JobConfig, module: Module, machine: Machine) -> ModuleCost:
+    return ModuleCost(
+        of_stages(job, module, lambda parts: _stage_cost(job, module, parts, machine))
+    )
+
+
+def _stage_cost(
+    job: JobConfig, module: Module, parts: Sequence[Part], machine: Machine
+) -> StageCost:
+    value_bytes = VALUE_BYTES[job.train.precision]
+    costs = _PartCosts(module, machine, value_bytes)
+    forward, backward_input, backward_weight = NOTHING, NOTHING, NOTHING
+    for part in parts:
+        forward += costs.forward(part)
+        backward_input += costs.backward_input(part)
+        backward_weight += costs.backward_weight(part)
+    passes = {
+        OpKind.FORWARD: forward,
+        OpKind.BACKWARD_INPUT: backward_input,
+        OpKind.BACKWARD_WEIGHT: backward_weight,
+        OpKind.BACKWARD: backward_input + backward_weight,
+    }
+    once_s = _once_s(parts, module, machine, value_bytes)
+    kept = sum(part.kept_by_rank(module.parallel) for part in parts if part.passed_back)
+    return StageCost(passes, value_bytes * kept, once_s)
+
+
+class _PartCosts:
+    """What the parts of a module's stages cost its ranks."""
+
+    def __init__(self, module: Module, machine: Machine, value_bytes: int) -> None:
+        self._parallel = module.parallel
+        self._layers = LayerCosts(module.parallel, machine, value_bytes)
+        self._flops_per_s = machine.flops_per_s * module.parallel.tp * module.parallel.cp
+
+    def forward(self, part: Part) -> PassCost:
+        beside = self._layers.forward(part.traffic, part.read_by_rank(self._parallel))
+        return self._of(part.forward) + beside
+
+    def backward_input(self, part: Part) -> PassCost:
+        """Return what the gradients of the inputs cost, and what is computed again for them."""
+        if not part.passed_back:
+            return NOTHING
+        read = part.read_by_rank(self._parallel)
+        cost = self._of(part.backward_input) + self._layers.backward_input(part.traffic, read)
+        matrices, attention = part.added
+        if matrices:
+            return cost + self._layers.forward(part.traffic, read)
+        return cost + self._layers.ring(part.traffic) if attention else cost
+
+    def backward_weight(self, part: Part) -> PassCost:
+        if not part.trained:
+            return NOTHING
+        held = part.dense_of_rank(self._parallel) + part.experts_of_rank(self._parallel)
+        beside = self._layers.backward_weight(part.traffic, held)
+        return self._of(part.backward_weight) + beside
+
+    def _of(self, flops: Flops) -> PassCost:
+        return PassCost(flops.per_token / self._flops_per_s, flops.per_square / self._flops_per_s)
+
+
+def _once_s(
+    parts: Sequence[Part], module: Module, machine: Machine, value_bytes: int
+) -> dict[OpKind, float]:
     """Return the seconds of the gradient sync and of the update."""
     parallel = module.parallel
     ranks = parallel.dp * parallel.cp
-    dense = sum(part.weights for part in parts if part.trained) / parallel.tp
-    experts = sum(part.expert_weights for part in parts if part.trained)
-    experts /= parallel.tp * parallel.ep
-    sync_bytes = _ring_bytes(dense, ranks) + _ring_bytes(experts, ranks // parallel.ep)
-    update_bytes = _ADAM_BYTES * (dense + experts)
+    trained = [part for part in parts if part.trained]
+    dense = sum(part.dense_of_rank(parallel) for part in trained)
+    experts = sum(part.experts_of_rank(parallel) for part in trained)
+    shards = (
+        _Shards(dense, ranks, machine.ring_bytes_per_s(parallel.tp, ranks)),
+        _Shards(
+            experts,
+            ranks // parallel.ep,
+            machine.ring_bytes_per_s(parallel.tp * parallel.ep, ranks // parallel.ep),
+        ),
+    )
+    memory_s = sum(_ADAM_BYTES * each.weights / each.ranks for each in shards)
     return {
-        OpKind.GRAD_SYNC: (sync_bytes / machine.link_bytes_per_s,),
-        OpKind.OPTIMIZER_STEP: (update_bytes / machine.memory_bytes_per_s,),
+        OpKind.GRAD_SYNC: sum(each.half_ring_s(FP32_BYTES) for each in shards),
+        OpKind.OPTIMIZER_STEP: memory_s / machine.memory_bytes_per_s
+        + sum(each.half_ring_s(value_bytes) for each in shards),
     }
 
 
-def _ring_bytes(weights: float, num_ranks: int) -> float:
-    """Return what each rank of a ring all-reduce of fp32 gradients sends."""
-    return 2 * (num_ranks - 1) / num_ranks * weights * _FP32_BYTES
+@dataclass(frozen=True)
+class _Shards:
+    """Weights of a rank, of which each of some ranks updates a part."""
 
+    weights: float
+    ranks: int
+    bytes_per_s: float
 
-def _activation_bytes(
-    parts: Sequence[_Part], lanes: Sequence[Sequence[_Lane]], module: Module, job: JobConfig
-) -> Values:
-    """Return what one rank keeps of each microbatch for its backward."""
-    parallel, kept = module.parallel, [part for part in parts if part.passed_back]
-    copies = parallel.tp if parallel.sequence_parallel else 1
-    values = sum(part.kept / copies + part.kept_cut / parallel.tp for part in kept)
-    per_token = values * _VALUE_BYTES[job.train.precision] / parallel.cp
-    return tuple(max(lane.tokens for lane in each) * per_token for each in lanes)
-
-
-def _edge_bytes(job: JobConfig, plan: StepPlan, graph: StageGraph, edge: Edge) -> Values:
-    """Return the bytes that the busiest rank of an edge moves, per microbatch."""
-    source, destination = (graph.nodes[end].module for end in (edge.source, edge.destination))
-    width = _known(job, destination).model.hidden_size
-    if source == destination:
-        rows = _link_rows(job, plan, source)
-    else:
-        sides = [_boundary_rows(job, plan, source, side) for side in (source, destination)]
-        rows = [max(pair) for pair in zip(*sides, strict=True)]
-    return tuple(each * width * _VALUE_BYTES[job.train.precision] for each in rows)
-
-
-def _link_rows(job: JobConfig, plan: StepPlan, module: str) -> list[float]:
-    """Return the rows that a rank hands to its peer in the next stage."""
-    parallel = job.modules[module].parallel
-    ranks = parallel.cp * (parallel.tp if parallel.sequence_parallel else 1)
-    return [
-        max(lane.tokens for lane in _lanes(plan, module, mb)) / ranks
-        for mb in range(plan.num_microbatches)
-    ]
-
-
-def _boundary_rows(job: JobConfig, plan: StepPlan, encoder: str, side: str) -> list[float]:
-    """Return an encoder's rows per rank of one side; tp ranks with equal rows share them."""
-    parallel = job.modules[side].parallel
-    return [
-        max(sum(plan.samples[index].tokens(encoder) for index in held) for held in lanes)
-        / (parallel.tp * parallel.cp)
-        for lanes in plan.assignment[side]
-    ]
+    def half_ring_s(self, value_bytes: int) -> float:
+        """Return what it takes to sum each part on its rank, or to give it to all of them."""
+        sent = (self.ranks - 1) / self.ranks * self.weights
+        return sent * value_bytes / self.bytes_per_s

@@ -1,106 +1,250 @@
-"""Which samples go to which microbatch and dp rank. Pure; the step's result never depends on it."""
+"""Which samples go to which microbatch and dp rank, so that none has more work than others.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from heapq import heapify, heapreplace
+Image sizes and answer lengths vary, and an assignment that suits the encoders does not suit the
+LLM. Both levels of Entrain (arXiv 2605.27918) are here: ``strata`` gives microbatches equal work
+of the encoders, ``deferral`` then evens the LLM's out under the order that samples are encoded
+before, and not long before, the LLM takes them. Inside a microbatch ``dp_lanes`` gives every
+module's dp ranks equal work. A step's result does not depend on any of it.
 
-from disagg_train.config.job import JobConfig
+What comes out is never worse than what went in: candidates are timed by the schedule simulator
+with the costs of the samples, and so is the assignment that they start from.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import inf
+
+import numpy as np
+
+from disagg_train.config.job import LANGUAGE, JobConfig
+from disagg_train.planner.deferral import Deferral, Kept, heavy_before_light, put_off
+from disagg_train.planner.dp_lanes import LaneRoom, packed_lanes, padded_lanes
+from disagg_train.planner.in_order import TokenBudget, token_budget
+from disagg_train.planner.local_search import Bounds, improved
+from disagg_train.planner.sample_costs import Floats, Ints, SampleTable
+from disagg_train.planner.seats import Seats
+from disagg_train.planner.step_costs import JobCosts, step_costs
 from disagg_train.planner.step_plan import Assignment, SampleSize
-from disagg_train.topology.stream import Cut
+from disagg_train.planner.strata import stratified
+from disagg_train.schedule.alike import one_of_each
+from disagg_train.schedule.graph import StageGraph
+from disagg_train.schedule.ops import Schedule
+from disagg_train.schedule.simulate import simulate
+
+_TIE = 1e-3
+"""Weight of the LLM's work where it only breaks ties."""
+
+_CLEARLY = 0.99
+"""Part of the seconds of an earlier candidate below which a later one is preferred: earlier ones
+give microbatches more equal work, which bears errors of the costs better."""
+
+_FEW = 4
+"""Samples per lane and microbatch; with fewer, equal work is out of reach: the heaviest sample of
+a microbatch decides, and so it is worth a try to put samples that are alike into one."""
+
+_LEAST = 0.8
+"""Weight of the module with the least work, where several are balanced at once."""
 
 
-def split_evenly(indices: Sequence[int], parts: int) -> tuple[tuple[int, ...], ...]:
-    """Cut ``indices`` into ``parts`` contiguous runs whose lengths differ by at most one."""
-    bounds = [len(indices) * part // parts for part in range(parts + 1)]
-    return tuple(tuple(indices[a:b]) for a, b in zip(bounds, bounds[1:], strict=False))
-
-
-def in_order(num_samples: int, num_microbatches: int, dp: int) -> Assignment:
-    """Assign samples in sampler order, by count alone.
-
-    Args:
-        num_samples: samples of the global batch.
-        num_microbatches: microbatches of the step.
-        dp: data-parallel degree of the module; it need not divide anything.
-
-    Returns:
-        ``[microbatch][dp rank]`` -> sample indices.
-    """
-    microbatches = split_evenly(range(num_samples), num_microbatches)
-    return tuple(split_evenly(microbatch, dp) for microbatch in microbatches)
-
-
-@dataclass(frozen=True)
-class TokenBudget:
-    """Room for samples in the LLM's lanes, which none may go beyond.
+class Balancer:
+    """Balances one step of a job after the other.
 
     Args:
-        tokens: most positions of a lane's packed stream, padding included.
-        num_microbatches: microbatches of a step.
-        dp: lanes of a microbatch.
-        cut: how a lane's stream is cut over its ranks, which says how it is padded.
+        job: says what is to be balanced, and how far samples may be put off.
+        graph: its stage graph.
+        schedule: its op lists of a training step.
+        costs: of its modules.
     """
 
-    tokens: int
-    num_microbatches: int
-    dp: int
-    cut: Cut = Cut()
+    def __init__(
+        self, job: JobConfig, graph: StageGraph, schedule: Schedule, costs: JobCosts
+    ) -> None:
+        self._job, self._costs = job, costs
+        self._schedule, self._graph = one_of_each(schedule, graph)
+        self._num_microbatches = schedule.num_microbatches
+        self._budget = token_budget(job)
 
-    @property
-    def room(self) -> int:
-        """Positions that padded samples may fill; every stream is a multiple of the shortest."""
-        unit = self.cut.stream((1,)).num_positions
-        return self.tokens // unit * unit
+    def balanced(
+        self, samples: Sequence[SampleSize], start: Mapping[str, Assignment]
+    ) -> Mapping[str, Assignment]:
+        """Return the fastest assignment that is found.
 
-    def padded(self, sample: SampleSize) -> int:
-        """Return the positions that a sample takes."""
-        return -(-sample.sequence_tokens // self.cut.chunks) * self.cut.chunks
-
-    def assign(self, samples: Sequence[SampleSize]) -> Assignment:
-        """Assign as many samples, from the first on, as the lanes have room for.
-
-        Each goes to the lane that is filled least, so that lanes come out alike; the first
-        sample without room there has none anywhere, and ends the step.
-
-        Returns:
-            ``[microbatch][dp rank]`` -> sample indices.
+        Args:
+            samples: of the step, in sampler order.
+            start: an assignment that keeps to all limits; returned where none is faster.
         """
-        held: list[list[list[int]]] = [
-            [[] for _ in range(self.dp)] for _ in range(self.num_microbatches)
+        step = _Step(self._job, self._costs, samples, self._num_microbatches, self._budget)
+        seats = {module: Seats.of(assignment) for module, assignment in start.items()}
+        fastest, least_s = None, inf
+        for candidate in step.candidates():
+            seconds = self._step_s(step, candidate)
+            if seconds < _CLEARLY * least_s:
+                fastest, least_s = candidate, seconds
+        if fastest is None or least_s >= self._step_s(step, seats):
+            return start
+        return {module: fastest[module].assignment() for module in start}
+
+    def _step_s(self, step: "_Step", seats: Mapping[str, Seats]) -> float:
+        """Return the simulated seconds of a step."""
+        costs = step_costs(self._job, self._graph, self._costs, step.table, seats)
+        return simulate(self._schedule, self._graph, costs).step_time_s
+
+
+class _Step:
+    """The samples of one step in columns, and the ways to assign them.
+
+    Seconds are those of one rank: a module's, over its stages and its dp ranks.
+    """
+
+    def __init__(
+        self,
+        job: JobConfig,
+        costs: JobCosts,
+        samples: Sequence[SampleSize],
+        num_microbatches: int,
+        budget: TokenBudget | None,
+    ) -> None:
+        self._job, self._costs, self._num_microbatches = job, costs, num_microbatches
+        self.table = table = SampleTable.of(samples, list(job.encoders))
+        self._seconds_S = {
+            name: cost.sample_s(table.tokens[name], table.squares[name])
+            for name, cost in costs.modules.items()
+        }
+        self._limit = None
+        if budget is not None:
+            taken = [budget.padded(sample) for sample in samples]
+            self._limit = LaneRoom(np.array(taken, np.int64), budget.room)
+        self._free_S = np.flatnonzero(
+            np.all([table.tokens[name] == 0 for name in job.encoders], axis=0)
+            if job.encoders
+            else np.ones(len(table), np.bool_)
+        )
+
+    def candidates(self) -> Iterator[Mapping[str, Seats]]:
+        """Return assignments worth timing, as the job's ``train.balance`` asks."""
+        train = self._job.train
+        few = self._has_few_per_lane()
+        two_levels = train.balance == "both" and train.deferral_span and self._job.encoders
+        if two_levels and not few and (seats := self._two_levels()):
+            yield seats
+        if seats := self._seats(self._at_once()):
+            yield seats
+        if (few or not self._job.language.packed) and (seats := self._seats(self._alike())):
+            yield seats
+
+    def _has_few_per_lane(self) -> bool:
+        """Whether a single sample can keep all lanes of a microbatch waiting."""
+        most_dp = max(module.parallel.dp for module in self._job.modules.values())
+        return len(self.table) < _FEW * most_dp * self._num_microbatches
+
+    def _alike(self) -> Ints:
+        """Return microbatches of samples that are alike: those of one wait for its heaviest."""
+        heaviest_first = np.argsort(-_scaled(self._resources()).max(axis=1), kind="stable")
+        at_S = np.empty(len(self.table), np.int64)
+        at_S[heaviest_first] = np.arange(len(at_S)) * self._num_microbatches // len(at_S)
+        return at_S
+
+    def _at_once(self) -> Ints:
+        """Return microbatches that suit all modules that are to be balanced."""
+        balance = self._job.train.balance
+        scaled_SR = _scaled(self._resources())
+        if balance != "llm":
+            wanted_R = np.ones(scaled_SR.shape[1])
+            wanted_R[-1] = 1.0 if balance == "both" else _TIE
+        else:
+            wanted_R = np.full(scaled_SR.shape[1], _TIE)
+            wanted_R[-1] = 1.0
+        return even(scaled_SR * wanted_R, self._num_microbatches)
+
+    def _two_levels(self) -> Mapping[str, Seats] | None:
+        """Return Entrain's assignment: the encoders' microbatches, then the LLM's."""
+        scaled_SR = _scaled(self._resources())
+        scaled_SR[:, -1] *= _TIE
+        language_S = self._seconds_S[LANGUAGE]
+        encoded_S = heavy_before_light(
+            language_S, even(scaled_SR, self._num_microbatches), self._num_microbatches
+        )
+        lanes = {name: self._lanes(name, encoded_S) for name in self._job.encoders}
+        kept = [
+            Kept(
+                self._costs.modules[name].bytes_per_token * self.table.tokens[name],
+                lane_S,
+                self._job.modules[name].parallel.dp,
+            )
+            for name, lane_S in lanes.items()
+            if lane_S is not None
         ]
-        lanes = [(0, dp_rank, m) for dp_rank in range(self.dp) for m in range(len(held))]
-        heapify(lanes)
-        room = self.room
-        for index, sample in enumerate(samples):
-            filled, dp_rank, microbatch = lanes[0]
-            filled += self.padded(sample)
-            if filled > room:
-                break
-            heapreplace(lanes, (filled, dp_rank, microbatch))
-            held[microbatch][dp_rank].append(index)
-        return tuple(tuple(tuple(lane) for lane in microbatch) for microbatch in held)
+        train = self._job.train
+        limits = Deferral(train.deferral_span, train.deferral_bytes, kept)
+        at_S = put_off(language_S, encoded_S, self._free_S, self._num_microbatches, limits)
+        encoded_S[self._free_S] = at_S[self._free_S]
+        return self._seats(encoded_S, at_S, lanes)
 
-    def num_fitting(self, samples: Sequence[SampleSize]) -> int:
-        """Return how many samples, from the first on, the lanes have room for."""
-        return sum(len(lane) for microbatch in self.assign(samples) for lane in microbatch)
+    def _resources(self) -> Floats:
+        """Return seconds per rank, ``[sample, resource]``: groups of encoders, then the LLM.
+
+        Encoders of one group take turns on its ranks, so their seconds add up; groups work at
+        the same time, so each is a resource of its own.
+        """
+        columns: dict[str, Floats] = {}
+        for name, module in self._job.encoders.items():
+            before = columns.get(module.group, np.zeros(len(self.table)))
+            columns[module.group] = before + self._rank_s(name)
+        return np.stack([*columns.values(), self._rank_s(LANGUAGE)], axis=-1)
+
+    def _rank_s(self, name: str) -> Floats:
+        parallel = self._job.modules[name].parallel
+        return self._seconds_S[name] / (parallel.dp * parallel.pp)
+
+    def _seats(
+        self,
+        encoded_S: Ints,
+        at_S: Ints | None = None,
+        lanes: Mapping[str, Ints | None] | None = None,
+    ) -> Mapping[str, Seats] | None:
+        """Return all modules' seats.
+
+        None where a lane of the LLM has no room left.
+
+        Args:
+            encoded_S: the encoders' microbatches.
+            at_S: the LLM's, where it has others.
+            lanes: dp ranks, by module, where they are known.
+        """
+        seats = {}
+        for name, module in self._job.modules.items():
+            microbatch_S = at_S if name == LANGUAGE and at_S is not None else encoded_S
+            known_S = lanes.get(name) if lanes else None
+            lane_S = self._lanes(name, microbatch_S) if known_S is None else known_S
+            if lane_S is None:
+                return None
+            seats[name] = Seats(microbatch_S, lane_S, self._num_microbatches, module.parallel.dp)
+        return seats
+
+    def _lanes(self, name: str, microbatch_S: Ints) -> Ints | None:
+        seconds_S, dp = self._seconds_S[name], self._job.modules[name].parallel.dp
+        if name == LANGUAGE and not self._job.language.packed:
+            return padded_lanes(seconds_S, microbatch_S, self._num_microbatches, dp)
+        limit = self._limit if name == LANGUAGE else None
+        return packed_lanes(seconds_S, microbatch_S, self._num_microbatches, dp, limit)
 
 
-def token_budget(job: JobConfig) -> TokenBudget | None:
-    """Return the budget of a job's steps, if it has one."""
-    train, parallel = job.train, job.language.parallel
-    if train.tokens_per_microbatch is None:
-        return None
-    cut = Cut(parallel.cp, parallel.tp if parallel.sequence_parallel else 1)
-    return TokenBudget(train.tokens_per_microbatch, train.microbatches, parallel.dp, cut)
-
-
-def alongside(language: Assignment, dp: int) -> Assignment:
-    """Assign an encoder's samples: those of the LLM's microbatches, split evenly by count.
+def even(weights_SR: Floats, num_microbatches: int) -> Ints:
+    """Return microbatches of equal work: stratified, then improved sample by sample.
 
     Args:
-        language: the LLM's assignment.
-        dp: data-parallel degree of the encoder.
+        weights_SR: seconds of each sample for each of R resources.
+        num_microbatches: of the step.
     """
-    return tuple(
-        split_evenly(sorted(i for lane in microbatch for i in lane), dp) for microbatch in language
-    )
+    at_S = stratified(weights_SR, num_microbatches)
+    anywhere = Bounds(np.zeros_like(at_S), np.full_like(at_S, num_microbatches - 1))
+    return improved(weights_SR, at_S, anywhere, num_microbatches)
+
+
+def _scaled(weights_SR: Floats) -> Floats:
+    """Return weights with which resources of less work count less, but count."""
+    total_R = weights_SR.sum(axis=0)
+    most = total_R.max(initial=0.0)
+    if most == 0.0:
+        return weights_SR
+    least_R = np.where(total_R > 0, _LEAST * most / np.maximum(total_R, 1e-300), 1.0)
+    return weights_SR * np.maximum(1.0, least_R)

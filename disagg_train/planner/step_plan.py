@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate, chain
 
 from disagg_train.errors import PlanError
 
@@ -15,6 +16,10 @@ class Slot:
 
     position: int
     count: int
+
+
+def _count(slots: Sequence[Slot]) -> int:
+    return sum(slot.count for slot in slots)
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class SampleSize:
 
     def tokens(self, encoder: str) -> int:
         """Return how many projector output tokens ``encoder`` makes of this sample."""
-        return sum(slot.count for slot in self.slots.get(encoder, ()))
+        return _count(self.slots.get(encoder, ()))
 
 
 Assignment = tuple[tuple[tuple[int, ...], ...], ...]
@@ -85,18 +90,33 @@ class StepPlan:
 
     @cached_property
     def _offsets(self) -> dict[str, tuple[int, ...]]:
-        encoders = {name for sample in self.samples for name in sample.slots}
-        return {name: self._offsets_of(name) for name in encoders}
-
-    def _offsets_of(self, encoder: str) -> tuple[int, ...]:
-        offsets = [0]
-        for sample in self.samples:
-            offsets.append(offsets[-1] + sample.tokens(encoder))
-        return tuple(offsets)
+        return {}
 
     def offsets(self, encoder: str) -> tuple[int, ...]:
         """Return the global token ids' offsets: sample i owns ``[offsets[i], offsets[i+1])``."""
-        return self._offsets.get(encoder) or (0,) * (len(self.samples) + 1)
+        if encoder not in self._offsets:
+            slots = [sample.slots.get(encoder, ()) for sample in self.samples]
+            counts = [each[0].count if len(each) == 1 else _count(each) for each in slots]
+            self._offsets[encoder] = tuple(accumulate(counts, initial=0))
+        return self._offsets[encoder]
+
+    def seats(self, module: str) -> Sequence[int]:
+        """Return the seat of each sample: ``microbatch * dp + dp rank``."""
+        if module not in self._seats:
+            found = [0] * len(self.samples)
+            for seat, lane in enumerate(chain.from_iterable(self.assignment[module])):
+                for index in lane:
+                    found[index] = seat
+            self._seats[module] = found
+        return self._seats[module]
+
+    @cached_property
+    def _seats(self) -> dict[str, list[int]]:
+        return {}
+
+    def dp(self, module: str) -> int:
+        """Return the data-parallel degree of a module."""
+        return len(self.assignment[module][0])
 
     def held(self, module: str, microbatch: int, dp_rank: int) -> tuple[int, ...]:
         """Return the sample indices of one microbatch on one dp rank."""
@@ -105,5 +125,19 @@ class StepPlan:
     @cached_property
     def digest(self) -> int:
         """A 63-bit digest; ranks compare it before a step's first exchange."""
-        text = json.dumps(asdict(self), sort_keys=True).encode()
+        samples = [
+            (
+                sample.key,
+                sample.sequence_tokens,
+                sample.target_tokens,
+                [
+                    (e, [(s.position, s.count) for s in sample.slots[e]])
+                    for e in sorted(sample.slots)
+                ],
+                sorted(sample.input_tokens.items()),
+            )
+            for sample in self.samples
+        ]
+        content = self.step, samples, sorted(self.assignment.items()), self.learning_rate
+        text = json.dumps(content).encode()
         return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1

@@ -1,7 +1,8 @@
 """What ops cost in a run, from the spans that its ranks reported."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 
 from disagg_train.errors import PlanError
@@ -13,6 +14,22 @@ from disagg_train.schedule.ops import MOST_SENDS, Op, OpKind
 
 Spans = Mapping[Op, Span]
 """What one rank did in one step."""
+
+
+@dataclass(frozen=True)
+class OpTime:
+    """What an op cost in one step.
+
+    Args:
+        op: the op; one run ahead is of the step after.
+        lane: of the stage, for what its lanes run each for themselves; else 0.
+        seconds: without the waits for partners that came late.
+    """
+
+    op: Op
+    lane: int
+    seconds: float
+
 
 _Samples = dict[tuple[OpKind, str], dict[int, list[float]]]
 """Seconds seen, by op kind and subject, then by microbatch."""
@@ -40,17 +57,69 @@ def measured_costs(
     transfers: dict[tuple[OpKind, str], list[float]] = defaultdict(list)
     starts: list[float] = []
     for reports in steps:
-        step = {report.place: _spans(report, graph) for report in reports}
-        _add_ops(seconds, step, graph)
-        _add_transfers(transfers, step)
-        starts.append(_start_s(reports))
+        for found in op_times(reports, graph):
+            op = found.op
+            kind = OpKind.FORWARD if op.kind is OpKind.RUN_AHEAD else op.kind
+            seconds[kind, op.module or op.boundary][op.microbatch].append(found.seconds)
+        for sent in transfer_times(reports, graph):
+            transfers[sent.op.kind, sent.op.boundary].append(sent.seconds)
+        starts.append(start_s(reports))
     if not seconds:
         raise PlanError("the run recorded no ops; run it with train.trace_steps of 1 or more")
     return CostModel(
-        {key: _values(found, num_microbatches) for key, found in seconds.items()},
-        {key: TransferCost((median(found),)) for key, found in transfers.items()},
+        {key: _values(samples, num_microbatches) for key, samples in seconds.items()},
+        {key: TransferCost((median(samples),)) for key, samples in transfers.items()},
         start_s=median(starts),
     )
+
+
+def op_times(reports: Sequence[RankReport], graph: StageGraph) -> Iterator[OpTime]:
+    """Return what every op of a step cost, but receives and sends that may have waited.
+
+    Args:
+        reports: of all ranks, or of some of them.
+        graph: the stage graph that was run.
+
+    Raises:
+        PlanError: the reports have ops of stages that the graph does not have.
+    """
+    step = {report.place: _spans(report, graph) for report in reports}
+    ops = {op for spans in step.values() for op in spans}
+    for op in ops:
+        if not _shows_its_cost(op, ops):
+            continue
+        for lane, ranks in enumerate(_together(op, graph, step)):
+            if there := [step[rank] for rank in ranks if op in step.get(rank, {})]:
+                yield OpTime(op, lane if op.kind.is_compute else 0, _duration_s(op, there))
+
+
+def transfer_times(reports: Sequence[RankReport], graph: StageGraph) -> Iterator[OpTime]:
+    """Return the seconds from a send's last launch to its arrival at ranks that waited for it.
+
+    Args:
+        reports: of all ranks, or of some of them.
+        graph: the stage graph that was run.
+
+    Raises:
+        PlanError: the reports have ops of stages that the graph does not have.
+    """
+    step = {report.place: _spans(report, graph) for report in reports}
+    launched_s = _last_launches_s(step)
+    for op, span in ((op, span) for spans in step.values() for op, span in spans.items()):
+        if op.kind.is_recv:
+            kind = OpKind.SEND_BACKWARD if op.kind.is_gradient else OpKind.SEND_FORWARD
+            last_s = launched_s.get((kind, op.boundary, op.microbatch))
+            if last_s is not None and span.begin_s <= last_s <= span.end_s:
+                send = Op(kind, "", op.microbatch, op.boundary)
+                yield OpTime(send, 0, span.end_s - last_s)
+
+
+def start_s(reports: Sequence[RankReport]) -> float:
+    """Return the seconds from the first rank's start of a step to the last rank's first op."""
+    starts = [span for report in reports for span in report.spans if span.name == START_STEP]
+    if not starts:
+        return 0.0
+    return max(span.end_s for span in starts) - min(span.begin_s for span in starts)
 
 
 def _values(found: Mapping[int, list[float]], num_microbatches: int) -> Values:
@@ -85,18 +154,6 @@ def _op(name: str) -> Op | None:
     return Op(of_kind, subject, microbatch)
 
 
-def _add_ops(seconds: _Samples, step: Mapping[int, Spans], graph: StageGraph) -> None:
-    ops = {op for spans in step.values() for op in spans}
-    for op in ops:
-        if not _shows_its_cost(op, ops):
-            continue
-        kind = OpKind.FORWARD if op.kind is OpKind.RUN_AHEAD else op.kind
-        samples = seconds[kind, op.module or op.boundary][op.microbatch]
-        for ranks in _together(op, graph, step):
-            if there := [step[rank] for rank in ranks if op in step.get(rank, {})]:
-                samples.append(_duration_s(op, there))
-
-
 def _shows_its_cost(op: Op, ops: Collection[Op]) -> bool:
     """Whether a span lasts as long as the op costs.
 
@@ -128,19 +185,6 @@ def _duration_s(op: Op, ranks: Sequence[Spans]) -> float:
     return min(spans[op].duration_s for spans in ranks)
 
 
-def _add_transfers(
-    transfers: dict[tuple[OpKind, str], list[float]], step: Mapping[int, Spans]
-) -> None:
-    """Add the seconds between the last launch and the arrival at a rank that waited for it."""
-    launched_s = _last_launches_s(step)
-    for op, span in ((op, span) for spans in step.values() for op, span in spans.items()):
-        if op.kind.is_recv:
-            send = OpKind.SEND_BACKWARD if op.kind.is_gradient else OpKind.SEND_FORWARD
-            last_s = launched_s.get((send, op.boundary, op.microbatch))
-            if last_s is not None and span.begin_s <= last_s <= span.end_s:
-                transfers[send, op.boundary].append(span.end_s - last_s)
-
-
 def _last_launches_s(step: Mapping[int, Spans]) -> dict[tuple[OpKind, str, int], float]:
     """Return when the last sender of each exchange had launched it."""
     found: dict[tuple[OpKind, str, int], float] = {}
@@ -149,11 +193,3 @@ def _last_launches_s(step: Mapping[int, Spans]) -> dict[tuple[OpKind, str, int],
             key = op.kind, op.boundary, op.microbatch
             found[key] = max(found.get(key, span.end_s), span.end_s)
     return found
-
-
-def _start_s(reports: Sequence[RankReport]) -> float:
-    """Return the seconds from the first rank's start of a step to the last rank's first op."""
-    starts = [span for report in reports for span in report.spans if span.name == START_STEP]
-    if not starts:
-        return 0.0
-    return max(span.end_s for span in starts) - min(span.begin_s for span in starts)

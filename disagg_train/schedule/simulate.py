@@ -17,7 +17,7 @@ Every rank's ops have a fixed order, so time is the longest path over what waits
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
-from functools import cached_property
+from math import inf
 
 from disagg_train.errors import PlanError
 from disagg_train.schedule.alike import alike_ranks
@@ -78,16 +78,19 @@ class _Meeting:
     def __init__(self, members: frozenset[int]) -> None:
         self.members = members
         self.arrived_s: dict[int, float] = {}
+        self.last_s = -inf
+        """When the last member came; ask only once it has."""
         self.waiting: list[_Process] = []
+
+    def arrive(self, rank: int, now_s: float) -> None:
+        """Note the first time that a rank comes."""
+        if rank not in self.arrived_s:
+            self.arrived_s[rank] = now_s
+            self.last_s = max(self.last_s, now_s)
 
     @property
     def is_complete(self) -> bool:
         return len(self.arrived_s) == len(self.members)
-
-    @cached_property
-    def last_s(self) -> float:
-        """When the last member came; ask only once it has."""
-        return max(self.arrived_s.values())
 
 
 class _Exchange:
@@ -236,7 +239,7 @@ class _Simulation:
 
     def _arrive(self, meeting: _Meeting, rank: int, now_s: float) -> None:
         """Note the first time that a rank comes, and wake those who wait for the last one."""
-        meeting.arrived_s.setdefault(rank, now_s)
+        meeting.arrive(rank, now_s)
         if meeting.is_complete:
             self._runnable.extend(meeting.waiting)
             meeting.waiting.clear()

@@ -34,7 +34,7 @@ class Grid:
         """Degree of every axis, in the order of the axes."""
         return {axis: getattr(self, axis) for axis in self.order}
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of ranks."""
         return prod(self.degrees.values())

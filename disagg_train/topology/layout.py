@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from disagg_train.errors import PlanError
 
@@ -39,7 +39,7 @@ class Holding:
     @classmethod
     def of(cls, spans: Iterable[Span]) -> "Holding":
         """Build a holding from spans in any order; empty ones are dropped."""
-        return cls(tuple(sorted(span for span in spans if len(span))))
+        return cls(tuple(sorted(span for span in spans if span.start < span.stop)))
 
     @cached_property
     def num_tokens(self) -> int:
@@ -49,7 +49,8 @@ class Holding:
     @property
     def rows(self) -> list[int]:
         """Buffer rows in ascending order of token id."""
-        return [row for span in self.spans for row in range(span.row, span.row + len(span))]
+        runs = (range(span.row, span.row + len(span)) for span in self.spans)
+        return list(chain.from_iterable(runs))
 
     @property
     def token_ids(self) -> list[int]:

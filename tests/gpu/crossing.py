@@ -11,7 +11,7 @@ from disagg_train.boundary.communicator import Communicator
 from disagg_train.boundary.exchange import Exchange
 from disagg_train.boundary.layouts import Side
 from disagg_train.boundary.step_exchanges import Boundary, edge_places
-from disagg_train.planner.balance import in_order
+from disagg_train.planner.in_order import in_order
 from disagg_train.planner.step_plan import SampleSize, Slot, StepPlan
 from disagg_train.topology.grid import Grid
 from tests.gpu.ranks import RankContext

@@ -5,7 +5,7 @@ import torch
 from torch.distributed import TCPStore
 
 from disagg_train.boundary.nccl import check_same_nccl
-from disagg_train.device import SideStream
+from disagg_train.device import Clock, Device, SideStream
 from disagg_train.topology.grid import Grid
 from tests.gpu.crossing import Crossing, cross
 from tests.gpu.ranks import RankContext
@@ -52,6 +52,24 @@ def test_the_current_stream_waits_for_a_mark_of_the_side_stream() -> None:
         rows.fill_(3.0)
     side.hold_back_current(side.mark())
     assert float(rows.mul(2.0).min()) == 6.0
+
+
+def test_the_clock_tells_when_the_gpu_ran_and_not_when_the_host_launched() -> None:
+    clock = Clock(Device("cuda", 0))
+    clock.settle()
+    begin = clock.now()
+    torch.cuda._sleep(_SLEEP_CYCLES // 10)
+    between = clock.now()
+    torch.cuda._sleep(_SLEEP_CYCLES // 10)
+    end = clock.now()
+    launched_s = end.host_s - begin.host_s
+    assert clock.seconds(end) == end.host_s, "the GPU may not have come to it yet"
+    clock.settle()
+    first_s = clock.seconds(between) - clock.seconds(begin)
+    second_s = clock.seconds(end) - clock.seconds(between)
+    assert first_s == pytest.approx(second_s, rel=0.1)
+    assert first_s > 10 * launched_s
+    assert clock.seconds(begin) == pytest.approx(begin.host_s, abs=0.005)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

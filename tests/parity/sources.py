@@ -20,9 +20,14 @@ class Interleaved:
     """
 
     def __init__(
-        self, encoders: Mapping[str, ImageGeometry], seed: int = 0, samples: int = 64
+        self,
+        encoders: Mapping[str, ImageGeometry],
+        seed: int = 0,
+        samples: int = 64,
+        most_targets: int = 5,
     ) -> None:
         self._encoders, self._seed, self._samples = dict(encoders), seed, samples
+        self._most_targets = most_targets
 
     def sizes(self, split: Split) -> Sequence[SampleSize]:
         first = 0 if split == "train" else self._samples
@@ -55,7 +60,7 @@ class Interleaved:
             slots.setdefault(encoder, []).append(Slot(position, tokens))
             inputs.setdefault(encoder, []).append(tokens * self._encoders[encoder].merge)
             position += tokens
-        targets = int(rng.integers(1, 6))
+        targets = int(rng.integers(1, self._most_targets + 1))
         return SampleSize(
             key,
             position + 1 + targets,

@@ -9,7 +9,7 @@ from disagg_train.data.source import open_source
 from disagg_train.driver import loop
 from disagg_train.driver.evaluation import fold_evaluation
 from disagg_train.driver.parity import one_process
-from disagg_train.driver.plans import evaluation_plan
+from disagg_train.driver.step_planner import evaluation_plan
 from disagg_train.metrics.records import Evaluation
 from tests.parity.jobs import Degrees, small_job
 

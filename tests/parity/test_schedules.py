@@ -10,13 +10,13 @@ import pytest
 
 from actors.pool import ActorPool
 from disagg_train.bench.torchrun import job_plans
-from disagg_train.config.job import JobConfig
+from disagg_train.config.job import LANGUAGE, JobConfig
 from disagg_train.config.load import load_job
-from disagg_train.driver import loop, plans
-from disagg_train.driver.plans import job_schedules
+from disagg_train.driver import loop, step_planner
+from disagg_train.driver.schedules import job_schedules
 from disagg_train.errors import DisaggTrainError
-from disagg_train.planner.balance import split_evenly
-from disagg_train.planner.step_plan import Assignment
+from disagg_train.planner.in_order import split_evenly
+from disagg_train.planner.step_plan import Assignment, SampleSize
 from disagg_train.schedule.file import save_schedule
 from disagg_train.trainer import Trainer
 from tests.parity.jobs import Degrees, small_job
@@ -146,18 +146,22 @@ def test_a_frozen_encoder_computes_the_next_steps_first_rows_once(pool: ActorPoo
     assert second["forward vision 2"] > taken_s
 
 
-def put_off(job: JobConfig, module: str, num_samples: int, microbatches: int) -> Assignment:
+def putting_off(job: JobConfig, samples: Sequence[SampleSize]) -> dict[str, Assignment]:
     """Assign samples in order, but let the LLM put every second or third one off."""
-    span = job.train.deferral_span if module == "language" else 0
-    dp = job.modules[module].parallel.dp
+    return {name: _put_off(job, name, len(samples)) for name in job.modules}
+
+
+def _put_off(job: JobConfig, module: str, num_samples: int) -> Assignment:
+    span = job.train.deferral_span if module == LANGUAGE else 0
+    dp, microbatches = job.modules[module].parallel.dp, job.train.microbatches
     held: list[list[int]] = [[] for _ in range(microbatches)]
-    for number, sample in enumerate(range(num_samples)):
-        microbatch = number * microbatches // num_samples + number % (span + 1)
+    for sample in range(num_samples):
+        microbatch = sample * microbatches // num_samples + sample % (span + 1)
         held[min(microbatch, microbatches - 1)].append(sample)
     return tuple(split_evenly(samples, dp) for samples in held)
 
 
-_DEFERRAL = {"deferral_span": 2, "microbatches": 5}
+_DEFERRAL = {"deferral_span": 2, "microbatches": 5, "balance": "none"}
 
 
 @pytest.mark.parametrize(
@@ -175,7 +179,7 @@ _DEFERRAL = {"deferral_span": 2, "microbatches": 5}
 def test_putting_samples_off_trains_the_same_model(
     pool: ActorPool, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plans, "assign", put_off)
+    monkeypatch.setattr(step_planner, "start_assignment", putting_off)
     parity = Trainer(case.job).verify(_STEPS, pool)
     assert parity.ok, parity
 
@@ -183,10 +187,12 @@ def test_putting_samples_off_trains_the_same_model(
 def test_a_sample_put_off_for_too_long_is_refused(
     pool: ActorPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plans, "assign", lambda job, *sizes: put_off(further, *sizes))
-    job = Case("disjoint", {"dp": 2}, _PP2, {"microbatches": 5}).job
+    job = Case("disjoint", {"dp": 2}, _PP2, {"microbatches": 5, "balance": "none"}).job
     further = load_job(job, ["train.deferral_span=1"])
-    with pytest.raises(DisaggTrainError, match="which no source rank holds"):
+    monkeypatch.setattr(
+        step_planner, "start_assignment", lambda _, samples: putting_off(further, samples)
+    )
+    with pytest.raises(DisaggTrainError, match="sample .* is encoded by 'vision' in microbatch"):
         Trainer(job).verify(1, pool)
 
 

@@ -15,7 +15,8 @@ from disagg_train.data.index import checked_sizes
 from disagg_train.data.sampler import batches
 from disagg_train.data.source import open_source
 from disagg_train.driver import loop
-from disagg_train.driver.plans import evaluation_plan, training_plans
+from disagg_train.driver.plans import training_plans
+from disagg_train.driver.step_planner import evaluation_plan
 from disagg_train.metrics.records import StepRecord
 from disagg_train.trainer import Trainer
 from tests.parity.jobs import Degrees, small_job

@@ -20,7 +20,8 @@ from disagg_train.data.index import checked_sizes
 from disagg_train.data.sampler import batches
 from disagg_train.data.source import open_source
 from disagg_train.driver import loop, waiting
-from disagg_train.driver.plans import job_schedules, training_plans
+from disagg_train.driver.plans import training_plans
+from disagg_train.driver.schedules import job_schedules
 from disagg_train.engine.setup import RankSetup
 from disagg_train.metrics.records import StepRecord
 from disagg_train.planner.step_plan import StepPlan

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from disagg_train.driver.plans import job_schedules
+from disagg_train.driver.schedules import job_schedules
 from disagg_train.schedule.file import load_schedule
 from disagg_train.trainer import Trainer
 from tests.checkpoints import load_weights

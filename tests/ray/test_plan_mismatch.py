@@ -5,7 +5,7 @@ from torch.distributed import Store
 
 from disagg_train.engine.agreement import check_same_plan
 from disagg_train.errors import PlanError
-from disagg_train.planner.balance import in_order
+from disagg_train.planner.in_order import in_order
 from disagg_train.planner.step_plan import SampleSize, StepPlan
 from tests.unit.boundary.gloo_ranks import join, on_each_rank
 

@@ -174,7 +174,7 @@ def test_all_groups_go_back_without_a_new_actor(
     assert losses(found) == losses(undisturbed[COPIED:])
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(500)
 def test_a_lost_node_is_replaced_or_its_group_shrinks() -> None:
     command = [sys.executable, "-m", "tests.ray.node_loss"]

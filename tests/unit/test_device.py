@@ -1,9 +1,11 @@
 """The face of CPU and CUDA: inert where there is no GPU, plain where something is too old."""
 
+import time
+
 import pytest
 import torch
 
-from disagg_train.device import SideStream, check_gpu_sharing
+from disagg_train.device import Clock, Device, SideStream, check_gpu_sharing
 from disagg_train.errors import ConfigError
 
 
@@ -22,3 +24,10 @@ def test_sharing_a_gpu_needs_a_recent_nccl() -> None:
         check_gpu_sharing(0.25, (2, 28, 9))
     check_gpu_sharing(0.25, (2, 30, 7))
     check_gpu_sharing(1.0, (2, 21, 5))
+
+
+def test_on_a_cpu_a_moment_is_when_the_host_came_to_it() -> None:
+    clock = Clock(Device("cpu"))
+    before, begin, after = time.time(), clock.now(), clock.now()
+    clock.settle()
+    assert before <= clock.seconds(begin) <= clock.seconds(after) <= time.time()

@@ -42,6 +42,24 @@ def test_sharing_a_gpu_is_told_to_every_rank_of_the_job_or_to_none() -> None:
     assert {one.environment for one in whole.values()} == {(order,)}
 
 
+def test_a_group_asks_ray_for_its_kind_of_gpu() -> None:
+    total = {"GPU": 6.0, "accelerator_type:H100": 1.0, "accelerator_type:L40S": 1.0}
+    found, _ = rank_resources(_job("groups.encoders.accelerator=L40S"), total)
+    assert found["encoders"].bundle() == {"GPU": 1.0, "CPU": 1.0, "accelerator_type:L40S": 0.001}
+    assert found["language"].bundle() == {"GPU": 1.0, "CPU": 1.0}
+
+
+def test_a_kind_of_gpu_that_no_node_has_is_refused() -> None:
+    total = {"GPU": 6.0, "accelerator_type:H100": 1.0}
+    with pytest.raises(ConfigError, match=r"groups\.encoders\.accelerator is 'L40S'.*\['H100'\]"):
+        rank_resources(_job("groups.encoders.accelerator=L40S"), total)
+
+
+def test_on_cpus_nobody_asks_for_a_kind_of_gpu() -> None:
+    found, _ = rank_resources(_job("device=cpu", "groups.encoders.accelerator=L40S"), {"CPU": 8.0})
+    assert found["encoders"].bundle() == {"CPU": 1.0}
+
+
 def test_several_ranks_may_ask_for_gpus() -> None:
     found, _ = rank_resources(_job("device=cuda"), {"GPU": 1.0})
     assert {one.gpus for one in found.values()} == {1.0}

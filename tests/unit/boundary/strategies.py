@@ -13,7 +13,7 @@ from disagg_train.boundary.exchange import BoundaryLayouts, Exchange
 from disagg_train.boundary.layouts import Side
 from disagg_train.boundary.routes import Route
 from disagg_train.boundary.step_exchanges import Boundary
-from disagg_train.planner.balance import in_order
+from disagg_train.planner.in_order import in_order
 from disagg_train.planner.step_plan import Assignment, SampleSize, Slot, StepPlan
 from disagg_train.topology.grid import AXES, Grid
 from tests.unit.boundary.oracle import (

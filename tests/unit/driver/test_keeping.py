@@ -13,7 +13,7 @@ from disagg_train.driver import loop
 from disagg_train.driver.keeping import Keeper
 from disagg_train.errors import CheckpointError, RankError
 from disagg_train.metrics.records import SnapshotOrder, StepRecord, Stored
-from disagg_train.planner.balance import in_order
+from disagg_train.planner.in_order import in_order
 from disagg_train.planner.step_plan import SampleSize, StepPlan
 from tests.unit.config.jobs import JOB
 from tests.unit.driver.fake_group import FakeGroup, failed

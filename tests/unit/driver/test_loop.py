@@ -12,7 +12,7 @@ import pytest
 from disagg_train.driver import loop
 from disagg_train.driver.signals import Stop, deferred_signals
 from disagg_train.errors import RankError
-from disagg_train.planner.balance import in_order
+from disagg_train.planner.in_order import in_order
 from disagg_train.planner.step_plan import SampleSize, StepPlan
 from tests.unit.driver.fake_group import FakeGroup
 

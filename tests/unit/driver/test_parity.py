@@ -34,7 +34,7 @@ def test_a_missing_parameter_is_an_error() -> None:
 
 
 def test_the_reference_is_the_same_training_on_one_rank() -> None:
-    job = small_job({"dp": 3}, {"tp": 2, "sp": True})
+    job = small_job({"dp": 3}, {"tp": 2, "sp": True}, balance="none")
     alone = one_process(job)
     assert alone.num_ranks == 1
     assert alone.train == job.train

@@ -6,7 +6,7 @@ import pytest
 
 from disagg_train.cli import main
 from disagg_train.config.load import load_job
-from disagg_train.driver.plans import job_schedules
+from disagg_train.driver.schedules import job_schedules
 from disagg_train.errors import ConfigError, PlanError
 from disagg_train.schedule.file import save_schedule
 from tests.unit.config.jobs import JOB

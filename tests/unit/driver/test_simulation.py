@@ -39,6 +39,20 @@ def test_slower_ranks_are_busy_for_longer(capsys: pytest.CaptureFixture[str]) ->
         assert slow[module] == pytest.approx(2 * fast[module])
 
 
+def test_a_named_gpu_stands_for_the_four_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    quick, slow = (
+        json.loads(simulate(capsys, "--json", "--gpu-kind", kind)) for kind in ("B200", "L40S")
+    )
+    assert quick["step_time_s"] < slow["step_time_s"]
+    assert "720 GB/s in nodes of 8" in quick["costs"]
+
+
+def test_an_unknown_gpu_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", JOB, "--gpu-kind", "H1000"]) == 1
+    said = capsys.readouterr().err
+    assert "'H1000'" in said and "H100, H200, A100, L40S, B200" in said
+
+
 def test_people_read_tables_and_where_the_costs_are_from(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -5,7 +5,7 @@ import pytest
 from disagg_train.driver.skips import SkippedSteps
 from disagg_train.errors import DataError
 from disagg_train.metrics.records import StepRecord
-from disagg_train.planner.balance import in_order
+from disagg_train.planner.in_order import in_order
 from disagg_train.planner.step_plan import SampleSize, StepPlan
 
 

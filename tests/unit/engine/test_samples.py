@@ -12,7 +12,7 @@ from disagg_train.config.load import load_job
 from disagg_train.data.source import IGNORE, Sample, Split
 from disagg_train.engine.samples import SampleLoader
 from disagg_train.errors import DataError
-from disagg_train.planner.balance import in_order
+from disagg_train.planner.in_order import in_order
 from disagg_train.planner.step_plan import SampleSize, Slot, StepPlan
 from tests.unit.config.jobs import JOB
 

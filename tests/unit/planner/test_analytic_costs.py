@@ -7,8 +7,9 @@ import pytest
 from disagg_train.boundary.of_job import job_graph
 from disagg_train.config.job import JobConfig
 from disagg_train.config.load import load_job
-from disagg_train.planner.analytic_costs import Machine, analytic_costs
-from disagg_train.planner.balance import in_order
+from disagg_train.planner.analytic_costs import analytic_costs
+from disagg_train.planner.in_order import in_order
+from disagg_train.planner.machine import Machine
 from disagg_train.planner.step_plan import SampleSize, Slot, StepPlan
 from disagg_train.schedule.costs import CostModel
 from disagg_train.schedule.graph import StageGraph
@@ -151,19 +152,58 @@ def test_experts_cost_what_each_token_passes_through() -> None:
     assert mixture.seconds[step][0] - dense.seconds[step][0] == pytest.approx(28 * added / 1e9)
 
 
-def test_gradients_are_summed_around_a_ring() -> None:
+@pytest.mark.parametrize(("precision", "value_bytes"), [("fp32", 4), ("bf16", 2)])
+def test_half_a_ring_sums_gradients_and_half_a_ring_gives_new_weights(
+    precision: str, value_bytes: int
+) -> None:
+    """Each of 4 ranks updates a quarter, of which it reads and writes 28 bytes per weight."""
     assert one_rank().seconds[OpKind.GRAD_SYNC, "language"] == (0.0,)
-    costs = costs_of("groups.language.ranks=4", "modules.language.parallel={dp: 4}")
+    costs = costs_of(
+        "groups.language.ranks=4",
+        "modules.language.parallel={dp: 4}",
+        f"train.precision={precision}",
+    )
     layer = 4 * WIDTH * WIDTH + 3 * WIDTH * 4 * WIDTH
     weights = LAYERS * layer + 2 * VOCABULARY * WIDTH
-    wanted = 2 * 3 / 4 * 4 * weights / 1e6
-    assert costs.seconds[OpKind.GRAD_SYNC, "language"] == pytest.approx((wanted,))
+    sync_s = 3 / 4 * 4 * weights / 1e6
+    assert costs.seconds[OpKind.GRAD_SYNC, "language"] == pytest.approx((sync_s,))
+    update_s = 28 * weights / 4 / 1e9 + 3 / 4 * value_bytes * weights / 1e6
+    assert costs.seconds[OpKind.OPTIMIZER_STEP, "language"] == pytest.approx((update_s,))
+
+
+def test_of_low_rank_additions_only_they_have_gradients() -> None:
+    """Into and out of attention and the feed-forward layer, rank 4: 4 * (in + out) each."""
+    lora = one_rank("modules.language.lora={rank: 4}", "modules.language.freeze=true")
+    ends = (WIDTH + 3 * WIDTH) + 2 * WIDTH + (WIDTH + 8 * WIDTH) + (4 * WIDTH + WIDTH)
+    added = LAYERS * 4 * ends
+    step, weight = (OpKind.OPTIMIZER_STEP, "language"), (OpKind.BACKWARD_WEIGHT, "language")
+    assert lora.seconds[step] == pytest.approx((28 * added / 1e9,))
+    assert lora.seconds[weight] == pytest.approx([2 * 4 * TOKENS * added / 1e9] * 2)
 
 
 def test_a_boundary_moves_the_rows_of_its_busiest_rank() -> None:
     """vision dp 2: 2 samples of 6 rows per rank; the LLM tp 2, dp 2 takes half of that."""
     cost = costs_of().transfers[OpKind.SEND_FORWARD, "vision->language"]
     assert cost.seconds(0) == pytest.approx(0.5 + 2 * 6 * WIDTH * 4 / 1e6)
+
+
+def test_each_edge_has_the_speed_of_its_own_link() -> None:
+    """Nodes of 2: one is the encoder's, and both stages of the LLM share the other."""
+    ranks = ("groups.language.ranks=2", "modules.language.parallel={pp: 2}")
+    nodes = {"link_bytes_per_s": 1e6, "node_bytes_per_s": 1e9, "ranks_per_node": 2}
+    transfers = costs_of(*ranks, **nodes).transfers
+    assert transfers[OpKind.SEND_FORWARD, "vision->language"].bytes_per_s == 1e6
+    assert transfers[OpKind.SEND_BACKWARD, "language.0->language.1"].bytes_per_s == 1e9
+
+
+def test_sums_of_gradients_inside_a_node_are_quicker() -> None:
+    ranks = ("groups.language.ranks=4", "modules.language.parallel={dp: 4}")
+    node = {"link_bytes_per_s": 1e6, "node_bytes_per_s": 1e9}
+    inside, across = (
+        costs_of(*ranks, **node, ranks_per_node=size).seconds[OpKind.GRAD_SYNC, "language"][0]
+        for size in (4, 1)
+    )
+    assert across == pytest.approx(1000 * inside)
 
 
 def test_a_stage_link_moves_a_lanes_rows() -> None:

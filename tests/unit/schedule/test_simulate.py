@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from disagg_train.errors import PlanError
 from disagg_train.metrics.records import RankReport
-from disagg_train.schedule.alike import alike_ranks
+from disagg_train.schedule.alike import alike_ranks, one_of_each
 from disagg_train.schedule.build import training_schedule
 from disagg_train.schedule.costs import CostModel, TransferCost
 from disagg_train.schedule.evaluation import evaluation_schedule
@@ -327,3 +327,12 @@ def test_1024_ranks_and_64_microbatches_take_seconds() -> None:
     timeline = simulate(schedule, graph, uniform_costs(graph))
     assert perf_counter() - begin_s < 5.0
     assert len(timeline.slices) == 1024 and timeline.step_time_s == (64 + 8) * 3
+
+
+@given(training_cases())
+def test_one_rank_of_each_kind_takes_as_long_as_all(case: TrainingCase) -> None:
+    costs = uniform_costs(case.graph, transfer_s=0.25)
+    all_ranks = simulate(case.schedule, case.graph, costs)
+    schedule, graph = one_of_each(case.schedule, case.graph)
+    assert simulate(schedule, graph, costs).step_time_s == all_ranks.step_time_s
+    assert len(schedule.ops) == len(all_ranks.kinds)
