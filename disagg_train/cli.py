@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from disagg_train.bench.commands import add_bench_commands
 from disagg_train.errors import DisaggTrainError
 from disagg_train.plan_command import add_plan_arguments, plan, planned
+from disagg_train.process_end import QuickEnd
 from disagg_train.profile_command import add_profile_arguments, profile
 
 if TYPE_CHECKING:
@@ -27,6 +28,17 @@ _DESCRIPTION = "Train multimodal LLMs with every module on its own layout and it
 _INTERRUPTED, _TERMINATED = 130, 143
 _SAID_BY_RAY = "A worker died or was killed"
 """Begin of a long text that Ray prints on stdout for every death; our report says more."""
+
+
+def script() -> NoReturn:
+    """Run the command of this process, and end it with the command's exit status."""
+    end = QuickEnd()
+    try:
+        end.status = main()
+    except SystemExit as ended:
+        end.status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        raise
+    sys.exit(end.status)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -389,4 +401,4 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

@@ -5,11 +5,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from disagg_train.process_end import QuickEnd
+
 if TYPE_CHECKING:
     from actors.pool import ActorPool
 
 _MOST_RANKS = 8
 _FREE = 4  # for the tests that start actors of their own
+
+_end = QuickEnd()
+
+
+def pytest_sessionfinish(exitstatus: int) -> None:
+    _end.status = int(exitstatus)
 
 
 @pytest.fixture(scope="session")
