@@ -148,12 +148,12 @@ class _PaperOptions(ModuleOptions):
         self._least_cp = case.least_cp
 
     def option(
-        self, name: str, pool: Pool, shape: Shape, dp: int, microbatches: int
+        self, name: str, pool: Pool, shape: Shape, dp: int, microbatches: int, run: int = 1
     ) -> Option | None:
         """Return a shape's option; None for other shapes, too."""
         if shape.vpp > 1 or (shape.cp < self._least_cp if name == LANGUAGE else shape.pp > 1):
             return None
-        return super().option(name, pool, shape, dp, microbatches)
+        return super().option(name, pool, shape, dp, microbatches, run)
 
 
 def _best(case: Case, job: JobConfig, gpus: int, placement: Placement) -> Finalist:

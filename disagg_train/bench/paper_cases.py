@@ -63,7 +63,6 @@ class Case:
                     "steps": 1,
                     "global_batch": self.samples,
                     "precision": "bf16",
-                    "balance": "none",
                     "optimizer": {"lr": 1e-4},
                 },
             }

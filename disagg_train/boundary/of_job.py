@@ -4,6 +4,7 @@ from disagg_train.boundary.layouts import Side
 from disagg_train.boundary.step_exchanges import Boundary, RankEdge, StageLink
 from disagg_train.config.job import LANGUAGE, JobConfig
 from disagg_train.config.modules import EncoderModule, GptModule, TransformerModule
+from disagg_train.planner.deferral import reach_of
 from disagg_train.schedule.graph import Edge, StageGraph, StageNode
 from disagg_train.topology.grid import Grid
 from disagg_train.topology.placement import Placement
@@ -52,7 +53,7 @@ def job_edges(job: JobConfig) -> dict[str, RankEdge]:
         if name != LANGUAGE:
             boundary = f"{name}->{LANGUAGE}"
             language = module_side(job, LANGUAGE)
-            edges.append(Boundary(boundary, side, language, job.train.deferral_span))
+            edges.append(Boundary(boundary, side, language, reach_of(job, name)))
     return {edge.name: edge for edge in edges}
 
 
@@ -72,7 +73,7 @@ def job_graph(job: JobConfig) -> StageGraph:
                 _trains(module, stage),
             )
     edges = tuple(
-        Edge(edge.source_stage, edge.destination_stage, edge.name, edge.span)
+        Edge(edge.source_stage, edge.destination_stage, edge.name, edge.reach)
         for edge in job_edges(job).values()
     )
     return StageGraph(nodes, edges, _tied_stages(job))

@@ -20,7 +20,7 @@ from disagg_train.boundary.layouts import (
 )
 from disagg_train.boundary.neighbours import first_tokens, neighbours
 from disagg_train.planner.step_plan import StepPlan
-from disagg_train.schedule.graph import drawn_on
+from disagg_train.schedule.graph import Reach
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class RankEdge(Protocol):
         """The module that they go to."""
 
     @property
-    def span(self) -> int:
-        """Microbatches by which the destination may put off a sample after the source."""
+    def reach(self) -> Reach:
+        """How long after the source the destination may take a sample."""
 
     @property
     def source_stage(self) -> str:
@@ -97,7 +97,7 @@ class Boundary:
     name: str
     source: Side
     destination: Side
-    span: int = 0
+    reach: Reach = Reach()
 
     @property
     def source_stage(self) -> str:
@@ -133,7 +133,7 @@ class Boundary:
         return self._layouts(plan, microbatch, *self._parts(plan, microbatch, place))
 
     def _parts(self, plan: StepPlan, microbatch: int, place: int) -> tuple[Part, Part]:
-        drawn = drawn_on(microbatch, self.span)
+        drawn = self.reach.drawn_on(microbatch)
         return neighbours(plan, self.source, self.destination, microbatch, drawn, place)
 
     def _layouts(
@@ -144,7 +144,7 @@ class Boundary:
         destination: Part | None = None,
         tokens: FirstTokens | None = None,
     ) -> BoundaryLayouts:
-        drawn, encoder = drawn_on(microbatch, self.span), self.source.module
+        drawn, encoder = self.reach.drawn_on(microbatch), self.source.module
         layout, rows = source_of(plan, self.source, drawn, source, tokens)
         return BoundaryLayouts(
             layout,
@@ -180,7 +180,7 @@ class StageLink:
     module: Side
     stage: int
     merge: int | None = None
-    span: ClassVar[int] = 0
+    reach: ClassVar[Reach] = Reach()
 
     @property
     def name(self) -> str:

@@ -116,7 +116,8 @@ class TrainConfig(Config):
     deferral_span: NonNegativeInt = 0
     """Microbatches by which a step plan may put off a sample's LLM work after its encoders' work;
     encoders then run so much earlier, and keep their activations so much longer. 1 is enough for
-    `balance: both` to give the encoders and the LLM equal microbatches each."""
+    `balance: both` to give the encoders and the LLM equal microbatches each. With encoders that
+    are colocated with the LLM nothing is put off beyond a window."""
     deferral_bytes: PositiveInt | None = None
     """Most bytes of activations that a rank of an encoder keeps of samples that are put off, at
     any time; no limit where not given."""

@@ -43,7 +43,7 @@ class StepPlanner:
         assignment: Mapping[str, Assignment] = start_assignment(self._job, samples)
         if train.balance != "none":
             assignment = self._balancer.balanced(samples, assignment)
-        check_order(samples, assignment, train.deferral_span)
+        check_order(samples, assignment, self._job)
         return assignment
 
     @cached_property

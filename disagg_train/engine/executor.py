@@ -137,7 +137,7 @@ class Executor:
         self._plan, self._inputs, self._upcoming = plan, inputs, upcoming
         self._scale = None if self._loss_scale is None else self._loss_scale.value
         self._outputs = {
-            stage: Outputs(max(link.edge.span for link in links), plan.num_microbatches)
+            stage: Outputs(links[0].edge.reach, plan.num_microbatches)
             for stage, links in self._out_of.items()
             if links
         }
@@ -300,7 +300,7 @@ class Executor:
         link = self._links[op.boundary]
         grad_TD = link.backward.finish(op.microbatch)
         self._outputs[link.edge.source_stage].add_gradient(op.microbatch, grad_TD)
-        if link.edge.span:
+        if link.edge.reach.span:
             link.backward.release(grad_TD)
 
     def _post(self, op: Op) -> None:

@@ -8,19 +8,19 @@ them again.
 import torch
 from torch import Tensor
 
-from disagg_train.schedule.graph import drawn_on
+from disagg_train.schedule.graph import Reach
 
 
 class Outputs:
     """One stage's outputs in one step.
 
     Args:
-        span: microbatches by which the next stage may put a sample off.
+        reach: how late the next stage may take a sample.
         num_microbatches: of the step.
     """
 
-    def __init__(self, span: int, num_microbatches: int) -> None:
-        self._span, self._last = span, num_microbatches - 1
+    def __init__(self, reach: Reach, num_microbatches: int) -> None:
+        self._reach, self._last = reach, num_microbatches - 1
         self._rows: dict[int, Tensor] = {}
         self._num_rows: dict[int, int] = {}
         self._grads: dict[int, Tensor] = {}
@@ -31,18 +31,18 @@ class Outputs:
 
     def message(self, microbatch: int) -> Tensor:
         """Return the rows that a microbatch of the next stage draws on."""
-        parts = [self._rows[number] for number in drawn_on(microbatch, self._span)]
+        parts = [self._rows[number] for number in self._reach.drawn_on(microbatch)]
         for number in tuple(self._rows):
-            if min(number + self._span, self._last) <= microbatch:
+            if min(self._reach.consumers(number)[-1], self._last) <= microbatch:
                 del self._rows[number]
-        return torch.cat(parts) if self._span else parts[0]
+        return torch.cat(parts) if self._reach.span else parts[0]
 
     def add_gradient(self, microbatch: int, grad_TD: Tensor) -> None:
         """Add the gradient of ``message(microbatch)``; without a span it is kept as it is."""
-        if not self._span:
+        if not self._reach.span:
             self._grads[microbatch] = grad_TD
             return
-        sources = drawn_on(microbatch, self._span)
+        sources = self._reach.drawn_on(microbatch)
         parts = grad_TD.split([self._num_rows[number] for number in sources])
         for number, part_TD in zip(sources, parts, strict=True):
             if number in self._grads:

@@ -12,12 +12,20 @@ with the costs of the samples, and so is the assignment that they start from.
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import inf
+from types import MappingProxyType
 
 import numpy as np
 
 from disagg_train.config.job import LANGUAGE, JobConfig
-from disagg_train.planner.deferral import Deferral, Kept, heavy_before_light, put_off
+from disagg_train.planner.deferral import (
+    Deferral,
+    Kept,
+    heavy_before_light,
+    put_off,
+    reach_of,
+)
 from disagg_train.planner.dp_lanes import LaneRoom, packed_lanes, padded_lanes
+from disagg_train.planner.gathering import runs
 from disagg_train.planner.in_order import TokenBudget, token_budget
 from disagg_train.planner.local_search import Bounds, improved
 from disagg_train.planner.sample_costs import Floats, Ints, SampleTable
@@ -26,7 +34,7 @@ from disagg_train.planner.step_costs import JobCosts, step_costs
 from disagg_train.planner.step_plan import Assignment, SampleSize
 from disagg_train.planner.strata import stratified
 from disagg_train.schedule.alike import one_of_each
-from disagg_train.schedule.graph import StageGraph
+from disagg_train.schedule.graph import Reach, StageGraph
 from disagg_train.schedule.ops import Schedule
 from disagg_train.schedule.simulate import simulate
 
@@ -126,9 +134,11 @@ class _Step:
         two_levels = train.balance == "both" and train.deferral_span and self._job.encoders
         if two_levels and not few and (seats := self._two_levels()):
             yield seats
-        if seats := self._seats(self._at_once()):
+        if seats := self._together(self._at_once()):
             yield seats
-        if (few or not self._job.language.packed) and (seats := self._seats(self._alike())):
+        if train.balance != "llm" and (seats := self._gathered()):
+            yield seats
+        if (few or not self._job.language.packed) and (seats := self._together(self._alike())):
             yield seats
 
     def _has_few_per_lane(self) -> bool:
@@ -164,20 +174,44 @@ class _Step:
             language_S, even(scaled_SR, self._num_microbatches), self._num_microbatches
         )
         lanes = {name: self._lanes(name, encoded_S) for name in self._job.encoders}
-        kept = [
-            Kept(
-                self._costs.modules[name].bytes_per_token * self.table.tokens[name],
-                lane_S,
-                self._job.modules[name].parallel.dp,
-            )
-            for name, lane_S in lanes.items()
-            if lane_S is not None
-        ]
-        train = self._job.train
-        limits = Deferral(train.deferral_span, train.deferral_bytes, kept)
+        kept = [self._kept(name, lane_S) for name, lane_S in lanes.items() if lane_S is not None]
+        limits = Deferral(self._least_reach(), self._job.train.deferral_bytes, kept)
         at_S = put_off(language_S, encoded_S, self._free_S, self._num_microbatches, limits)
         encoded_S[self._free_S] = at_S[self._free_S]
-        return self._seats(encoded_S, at_S, lanes)
+        microbatches = dict.fromkeys(self._job.encoders, encoded_S) | {LANGUAGE: at_S}
+        return self._seats(microbatches, lanes)
+
+    def _gathered(self) -> Mapping[str, Seats] | None:
+        """Return what suits all modules, with encoders that take several microbatches at once.
+
+        None where no encoder would, or its ranks would keep more than they may.
+        """
+        run_of = runs(self._job, len(self.table))
+        if all(run == 1 for run in run_of.values()):
+            return None
+        at_S = self._at_once()
+        microbatches = {name: at_S // run * run for name, run in run_of.items()}
+        seats = self._seats(microbatches | {LANGUAGE: at_S})
+        if seats is None:
+            return None
+        most_bytes = self._job.train.deferral_bytes
+        fits = (
+            Deferral(
+                reach_of(self._job, name), most_bytes, [self._kept(name, seats[name].lane_S)]
+            ).fits(encoded_S, at_S, self._num_microbatches)
+            for name, encoded_S in microbatches.items()
+        )
+        return seats if all(fits) else None
+
+    def _least_reach(self) -> Reach:
+        """Return how late the LLM may take a sample after all encoders."""
+        reaches = [reach_of(self._job, name) for name in self._job.encoders]
+        return min(reaches, key=lambda reach: reach.window or inf)
+
+    def _kept(self, name: str, lane_S: Ints) -> Kept:
+        """Return the activations that an encoder's ranks keep of samples that are put off."""
+        bytes_S = self._costs.modules[name].bytes_per_token * self.table.tokens[name]
+        return Kept(bytes_S, lane_S, self._job.modules[name].parallel.dp)
 
     def _resources(self) -> Floats:
         """Return seconds per rank, ``[sample, resource]``: groups of encoders, then the LLM.
@@ -195,25 +229,26 @@ class _Step:
         parallel = self._job.modules[name].parallel
         return self._seconds_S[name] / (parallel.dp * parallel.pp)
 
+    def _together(self, at_S: Ints) -> Mapping[str, Seats] | None:
+        """Return seats of samples that all modules compute in the same microbatch."""
+        return self._seats(dict.fromkeys(self._job.modules, at_S))
+
     def _seats(
         self,
-        encoded_S: Ints,
-        at_S: Ints | None = None,
-        lanes: Mapping[str, Ints | None] | None = None,
+        microbatches: Mapping[str, Ints],
+        lanes: Mapping[str, Ints | None] = MappingProxyType({}),
     ) -> Mapping[str, Seats] | None:
         """Return all modules' seats.
 
         None where a lane of the LLM has no room left.
 
         Args:
-            encoded_S: the encoders' microbatches.
-            at_S: the LLM's, where it has others.
+            microbatches: of the samples, by module.
             lanes: dp ranks, by module, where they are known.
         """
         seats = {}
         for name, module in self._job.modules.items():
-            microbatch_S = at_S if name == LANGUAGE and at_S is not None else encoded_S
-            known_S = lanes.get(name) if lanes else None
+            microbatch_S, known_S = microbatches[name], lanes.get(name)
             lane_S = self._lanes(name, microbatch_S) if known_S is None else known_S
             if lane_S is None:
                 return None

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
-from numpy.typing import NDArray
 
 from disagg_train.config.base import divisors
 from disagg_train.config.job import LANGUAGE
@@ -98,9 +97,15 @@ class Block:
     def candidate(self, index: int) -> Candidate:
         """Return one of the combinations."""
         chosen = self._chosen(self._fitting[index])
-        shapes = {name: self.choices[name][int(at)].shape for name, at in chosen.items()}
-        window = int(self._window[index])
-        return Candidate(self._teams, shapes, self._microbatches, window, self._schedule)
+        options = {name: self.choices[name][int(at)] for name, at in chosen.items()}
+        return Candidate(
+            self._teams,
+            {name: each.shape for name, each in options.items()},
+            self._microbatches,
+            int(self._window[index]),
+            self._schedule,
+            max(each.run for each in options.values()) - 1,
+        )
 
     def _chosen(self, places: Ints) -> dict[str, Ints]:
         return dict(zip(self.choices, np.unravel_index(places, self._sizes), strict=True))
@@ -183,7 +188,7 @@ class _Axes:
                 free = free - self._language_bytes(microbatches, schedule)
                 a_window = self.total(encoders, "activation_bytes")
                 tight = a_window * microbatches > free
-                smaller = self._largest(free, a_window, microbatches)
+                smaller = self._largest(free, a_window, microbatches, self._units(encoders))
                 window = np.where(tight, smaller, window)
             else:
                 free = free - sum(self._ahead_bytes(name, microbatches) for name in encoders)
@@ -204,16 +209,22 @@ class _Axes:
         own = self.of(name, [each.shape.pp for each in self._options[name]])
         return self.column(name, "activation_bytes") * np.minimum(microbatches, own + after)
 
-    def _largest(self, free: Floats, a_window: Floats, microbatches: int) -> NDArray[np.int64]:
+    def _units(self, encoders: Sequence[str]) -> Ints:
+        """Return what windows are multiples of."""
+        interleaved = [o.shape.pp if o.shape.vpp > 1 else 1 for o in self._options[LANGUAGE]]
+        units = self.of(LANGUAGE, interleaved).astype(np.int64)
+        for name in encoders:
+            units = np.lcm(units, self.column(name, "run").astype(np.int64))
+        return units
+
+    def _largest(self, free: Floats, a_window: Floats, microbatches: int, units: Ints) -> Ints:
         """Return the largest windows that fit; 0 where there are none."""
         most = np.maximum(free, 0.0) / np.maximum(a_window, 1.0)
-        units = [each.shape.pp if each.shape.vpp > 1 else 1 for each in self._options[LANGUAGE]]
-        units_L = self.of(LANGUAGE, units)
-        found = np.zeros(np.broadcast_shapes(most.shape, units_L.shape), np.int64)
-        for unit in set(units):
+        found = np.zeros(np.broadcast_shapes(most.shape, units.shape), np.int64)
+        for unit in np.unique(units):
             windows = np.array([0, *(w for w in divisors(microbatches) if w % unit == 0)])
             largest = windows[np.searchsorted(windows, most, "right") - 1]
-            found = np.where(units_L == unit, largest, found)
+            found = np.where(units == unit, largest, found)
         return found
 
 

@@ -11,12 +11,13 @@ from math import inf
 
 import numpy as np
 
-from disagg_train.config.job import LANGUAGE
+from disagg_train.config.job import LANGUAGE, JobConfig
 from disagg_train.errors import PlanError
 from disagg_train.planner.local_search import Bounds, improved
 from disagg_train.planner.sample_costs import Floats, Ints
 from disagg_train.planner.seats import Seats
 from disagg_train.planner.step_plan import Assignment, SampleSize
+from disagg_train.schedule.graph import Reach
 
 
 @dataclass(frozen=True)
@@ -46,18 +47,18 @@ class Deferral:
     """How far, and how much, the LLM may put off.
 
     Args:
-        span: microbatches.
+        reach: how late a sample may be taken.
         most_bytes: that a rank of an encoder may keep of samples put off; None for no limit.
     """
 
-    span: int
+    reach: Reach
     most_bytes: float | None = None
     kept: Sequence[Kept] = field(default=())
 
     def fits(self, encoded_at_S: Ints, at_S: Ints, num_microbatches: int) -> bool:
         """Whether an assignment of the LLM keeps to both limits."""
-        late_S = at_S - encoded_at_S
-        if (late_S < 0).any() or (late_S > self.span).any():
+        last_S = last_consumers(encoded_at_S, self.reach)
+        if (at_S < encoded_at_S).any() or (at_S > last_S).any():
             return False
         if self.most_bytes is None:
             return True
@@ -66,10 +67,33 @@ class Deferral:
         )
 
 
+def reach_of(job: JobConfig, encoder: str) -> Reach:
+    """Return how late the LLM may take a sample after an encoder.
+
+    What is put off beyond a window of colocated encoders would keep the window's activations.
+    """
+    train, module = job.train, job.modules[encoder]
+    window = train.window if module.group == job.language.group else None
+    return Reach(train.deferral_span, window)
+
+
+def last_consumers(encoded_at_S: Ints, reach: Reach) -> Ints:
+    """Return the last microbatch in which the LLM may take each sample."""
+    last_S: Ints = encoded_at_S + reach.span
+    if reach.window:
+        last_S = np.minimum(last_S, (encoded_at_S // reach.window + 1) * reach.window - 1)
+    return last_S
+
+
 def check_order(
-    samples: Sequence[SampleSize], assignment: Mapping[str, Assignment], span: int
+    samples: Sequence[SampleSize], assignment: Mapping[str, Assignment], job: JobConfig
 ) -> None:
-    """Check that the LLM takes every sample after its encoders, within the declared span.
+    """Check that the LLM takes every sample after its encoders, and not too late.
+
+    Args:
+        samples: of the step.
+        assignment: of every module.
+        job: says how late that is.
 
     Raises:
         PlanError: it takes one too early or too late.
@@ -77,15 +101,20 @@ def check_order(
     language_S = Seats.of(assignment[LANGUAGE]).microbatch_S
     for encoder in assignment.keys() - {LANGUAGE}:
         encoded_S = Seats.of(assignment[encoder]).microbatch_S
-        late_S = language_S - encoded_S
-        for i in np.flatnonzero((late_S < 0) | (late_S > span)).tolist():
+        reach = reach_of(job, encoder)
+        last_S = last_consumers(encoded_S, reach)
+        for i in np.flatnonzero((language_S < encoded_S) | (language_S > last_S)).tolist():
             if samples[i].tokens(encoder):
                 raise PlanError(
                     f"sample {samples[i].key} is encoded by {encoder!r} in microbatch "
                     f"{encoded_S[i]} and taken by the LLM in {language_S[i]}; with "
-                    f"train.deferral_span={span} it must be one of {encoded_S[i]} to "
-                    f"{encoded_S[i] + span}"
+                    f"train.deferral_span={reach.span}{_windows(reach)} it must be one of "
+                    f"{encoded_S[i]} to {last_S[i]}"
                 )
+
+
+def _windows(reach: Reach) -> str:
+    return f" and train.window={reach.window}" if reach.window else ""
 
 
 def heavy_before_light(weights_S: Floats, at_S: Ints, num_microbatches: int) -> Ints:
@@ -120,9 +149,10 @@ def put_off(
     """
     at_S = encoded_at_S.copy()
     for heavy in range(0, num_microbatches - 1, 2):
-        _even_out(weights_S, at_S, heavy, num_microbatches, limits)
+        if heavy + 1 in limits.reach.consumers(heavy):
+            _even_out(weights_S, at_S, heavy, num_microbatches, limits)
     first_S = encoded_at_S.copy()
-    last_S = np.minimum(encoded_at_S + limits.span, num_microbatches - 1)
+    last_S = np.minimum(last_consumers(encoded_at_S, limits.reach), num_microbatches - 1)
     first_S[free_S], last_S[free_S] = 0, num_microbatches - 1
     found_S = improved(weights_S[:, None], at_S, Bounds(first_S, last_S), num_microbatches)
     encoded_S = encoded_at_S.copy()

@@ -5,6 +5,7 @@ from functools import cache
 
 from disagg_train.config.job import LANGUAGE, JobConfig
 from disagg_train.planner.candidates import Candidate, Pool, Team
+from disagg_train.planner.gathering import run_of
 from disagg_train.planner.memory import module_state_bytes, passing_bytes_per_token
 from disagg_train.planner.options import Option, option, undominated
 from disagg_train.planner.sample_costs import ModuleCost
@@ -28,7 +29,8 @@ class ModuleOptions:
     def __init__(self, job: JobConfig, costs_of: CostsOf, workload: Workload) -> None:
         self._job, self._costs_of, self._workload = job, costs_of, workload
         self.of = cache(self._of)
-        """Return the undominated options of a module: its name, its pool, ranks, microbatches."""
+        """Return the undominated options of a module: its name, its pool, ranks, microbatches,
+        and whether it may take the samples of several microbatches at once."""
         self._cost = cache(self._find_cost)
         self._state = cache(self._find_state)
         self._passing = cache(self._find_passing)
@@ -39,20 +41,28 @@ class ModuleOptions:
         smallest = min(shapes(module, pool.count, pool.ranks_per_node), key=_ranks_of)
         return self._made(name, pool, smallest, 1, 1).busy_s * smallest.num_ranks
 
-    def _of(self, name: str, pool: Pool, ranks: int, microbatches: int) -> list[Option]:
+    def _of(
+        self, name: str, pool: Pool, ranks: int, microbatches: int, gathers: bool
+    ) -> list[Option]:
         fitting = (
             shape
             for shape in shapes(self._job.modules[name], ranks, pool.ranks_per_node)
             if ranks % shape.num_ranks == 0
         )
         made = (
-            self.option(name, pool, shape, ranks // shape.num_ranks, microbatches)
+            self.option(name, pool, shape, ranks // shape.num_ranks, microbatches, run)
             for shape in fitting
+            for run in self._runs(ranks // shape.num_ranks, microbatches, gathers)
         )
         return undominated(each for each in made if each is not None)
 
+    def _runs(self, dp: int, microbatches: int, gathers: bool) -> set[int]:
+        """Return the runs of microbatches to try."""
+        per_microbatch = self._workload.samples_per_step / microbatches
+        return {1, run_of(dp, per_microbatch, microbatches)} if gathers else {1}
+
     def option(
-        self, name: str, pool: Pool, shape: Shape, dp: int, microbatches: int
+        self, name: str, pool: Pool, shape: Shape, dp: int, microbatches: int, run: int = 1
     ) -> Option | None:
         """Return a shape's option; None where it breaks a rule or does not fit the memory."""
         num_samples = self._workload.samples_per_step
@@ -60,11 +70,13 @@ class ModuleOptions:
             return None
         if shape.vpp > 1 and microbatches % shape.pp or dp * shape.cp % shape.ep:
             return None
-        made = self._made(name, pool, shape, dp, microbatches)
+        made = self._made(name, pool, shape, dp, microbatches, run)
         fits = made.held_bytes + made.activation_bytes <= pool.memory_bytes
         return made if fits else None
 
-    def _made(self, name: str, pool: Pool, shape: Shape, dp: int, microbatches: int) -> Option:
+    def _made(
+        self, name: str, pool: Pool, shape: Shape, dp: int, microbatches: int, run: int = 1
+    ) -> Option:
         return option(
             shape,
             dp,
@@ -74,6 +86,7 @@ class ModuleOptions:
             microbatches,
             self._state(name, shape, dp),
             self._passing(name, shape),
+            run,
         )
 
     def _find_cost(self, name: str, shape: Shape, pool: Pool) -> ModuleCost:

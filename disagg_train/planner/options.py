@@ -26,6 +26,7 @@ class Option:
         fill_s: seconds that a microbatch takes to and fro through all stages but one.
         held_bytes: of state, and of what lives inside one op, on the rank that holds most.
         activation_bytes: of a microbatch, there.
+        run: microbatches whose samples an encoder takes at once (``gathering``).
     """
 
     shape: Shape
@@ -34,6 +35,7 @@ class Option:
     fill_s: float
     held_bytes: float
     activation_bytes: float
+    run: int = 1
 
     def no_worse(self, other: "Option") -> bool:
         """Whether it is at least as good as another one in all that counts."""
@@ -42,6 +44,7 @@ class Option:
             and self.fill_s <= other.fill_s
             and self.held_bytes <= other.held_bytes
             and self.activation_bytes <= other.activation_bytes
+            and self.run <= other.run
         )
 
 
@@ -54,6 +57,7 @@ def option(
     num_microbatches: int,
     state_bytes: Sequence[float],
     passing_bytes_per_token: Sequence[float],
+    run: int = 1,
 ) -> Option:
     """Return what a shape would take.
 
@@ -66,8 +70,9 @@ def option(
         num_microbatches: of a step.
         state_bytes: of a rank, per stage.
         passing_bytes_per_token: what lives inside one op, per stage.
+        run: microbatches whose samples are taken at once.
     """
-    lane_samples = num_samples / (dp * num_microbatches)
+    lane_samples = num_samples * run / (dp * num_microbatches)
     uneven = 1.0 + _UNEVEN * load.spread / sqrt(max(lane_samples, 1.0))
     share = uneven * max(1.0, 1.0 / lane_samples) / dp
     stages_s = [_stage_s(stage, load, share, num_microbatches) for stage in cost.stages]
@@ -80,13 +85,14 @@ def option(
         shape,
         dp,
         busy_s,
-        (shape.pp - 1) * max(stages_s) / num_microbatches,
+        (shape.pp - 1) * max(stages_s) * run / num_microbatches,
         max(
             sum(state_bytes[at] for at in stages)
-            + tokens * max(passing_bytes_per_token[at] for at in stages)
+            + tokens * run * max(passing_bytes_per_token[at] for at in stages)
             for stages in of_ranks
         ),
         max(sum(bytes_of[at] for at in stages) for stages in of_ranks),
+        run,
     )
 
 
@@ -109,4 +115,4 @@ def undominated(options: Iterable[Option]) -> list[Option]:
 
 
 def _cost(each: Option) -> tuple[float, ...]:
-    return each.busy_s, each.fill_s, each.held_bytes, each.activation_bytes
+    return each.busy_s, each.fill_s, each.held_bytes, each.activation_bytes, each.run

@@ -166,7 +166,7 @@ def _best(field: Field, ranked: Sequence[Ranked], batches: Batches) -> Finalist 
     if not finalists:
         return None
     top = sorted(finalists, key=lambda each: each.estimate(first).step_s)[:_IN_THE_END]
-    putting_off = (replace(each.candidate, span=1) for each in top)
+    putting_off = (replace(each.candidate, span=max(each.candidate.span, 1)) for each in top)
     return quickest([*top, *field.fitting(putting_off, first, len(top))], batches)
 
 

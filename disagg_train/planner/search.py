@@ -91,7 +91,7 @@ class Search:
             choices = [
                 (count, {name: [(alike | {LANGUAGE: language})[name]] for name in team.modules})
                 for count in self._counts()
-                for language in self._options.of(LANGUAGE, pool, pool.count, count)
+                for language in self._options.of(LANGUAGE, pool, pool.count, count, False)
                 if (alike := self._alike(language, pool, count)) is not None
             ]
             found.append(self._combined((team,), choices))
@@ -155,10 +155,21 @@ class Search:
 
     def _choices(self, teams: tuple[Team, ...], microbatches: int) -> Choices:
         return {
-            name: self._options.of(name, self._pools[team.gpu_kind], team.ranks, microbatches)
+            name: self._options.of(
+                name,
+                self._pools[team.gpu_kind],
+                team.ranks,
+                microbatches,
+                self._gathers(name, team),
+            )
             for team in teams
             for name in team.modules
         }
+
+    def _gathers(self, name: str, team: Team) -> bool:
+        """Whether a module may take the samples of several microbatches at once."""
+        balanced = self._job.train.balance in {"encoder", "both"}
+        return balanced and name != LANGUAGE and LANGUAGE in team.modules
 
     def _combined(
         self, teams: tuple[Team, ...], choices: Iterable[tuple[int, Choices]]

@@ -121,7 +121,7 @@ def inputs_of(op: Op, graph: StageGraph) -> list[Op]:
         found += [
             Op(OpKind.RECV_BACKWARD, "", consumer, edge.name)
             for edge in graph.out_of(op.module)
-            for consumer in range(op.microbatch, op.microbatch + edge.span + 1)
+            for consumer in edge.reach.consumers(op.microbatch)
         ]
     return found
 

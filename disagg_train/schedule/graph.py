@@ -10,9 +10,33 @@ def stage_name(module: str, stage: int, num_stages: int) -> str:
     return module if num_stages == 1 else f"{module}.{stage}"
 
 
-def drawn_on(microbatch: int, span: int) -> range:
-    """Return the source's microbatches that one of the destination's may draw on, with a span."""
-    return range(max(microbatch - span, 0), microbatch + 1)
+@dataclass(frozen=True)
+class Reach:
+    """How long after the source the destination may take a sample.
+
+    Args:
+        span: microbatches by which it may put one off.
+        window: microbatches of a window, beyond the end of which none is put off; None for no
+            windows.
+    """
+
+    span: int = 0
+    window: int | None = None
+
+    def drawn_on(self, microbatch: int) -> range:
+        """Return the source's microbatches that one of the destination's may draw on."""
+        first = microbatch // self.window * self.window if self.window else 0
+        return range(max(microbatch - self.span, first), microbatch + 1)
+
+    def consumers(self, microbatch: int) -> range:
+        """Return the destination's microbatches that may draw on one of the source's.
+
+        Some may lie beyond the last of the step.
+        """
+        stop = microbatch + self.span + 1
+        if self.window:
+            stop = min(stop, (microbatch // self.window + 1) * self.window)
+        return range(microbatch, stop)
 
 
 @dataclass(frozen=True)
@@ -52,13 +76,13 @@ class Edge:
         source: name of a stage.
         destination: name of a stage.
         label: name in ops, logs and errors, where it is not made of the stages' names.
-        span: microbatches by which the destination may put off a sample after the source.
+        reach: how long after the source the destination may take a sample.
     """
 
     source: str
     destination: str
     label: str = ""
-    span: int = 0
+    reach: Reach = Reach()
 
     @property
     def name(self) -> str:
@@ -129,8 +153,21 @@ class StageGraph:
 
     def span_after(self, stage: str) -> int:
         """Return by how many microbatches what follows a stage may put off its samples."""
-        following = (edge.span + self.span_after(edge.destination) for edge in self.out_of(stage))
+        following = (
+            edge.reach.span + self.span_after(edge.destination) for edge in self.out_of(stage)
+        )
         return max(following, default=0)
+
+    def last_consumer(self, stage: str, microbatch: int) -> int:
+        """Return the last microbatch of the LLM that may draw on one of a stage's.
+
+        It may lie beyond the last of the step.
+        """
+        following = (
+            self.last_consumer(edge.destination, edge.reach.consumers(microbatch)[-1])
+            for edge in self.out_of(stage)
+        )
+        return max(following, default=microbatch)
 
     def runs_backward(self, stage: str) -> bool:
         """Return whether ``stage`` or anything upstream of it is trainable."""

@@ -57,7 +57,7 @@ def _backward(graph: StageGraph, op: Op, into: Iterable[Edge], out: Iterable[Edg
         op = Op(OpKind.BACKWARD_INPUT, op.module, op.microbatch)
     if not op.kind.gives_input_gradient:
         return [op]
-    at_once = [edge for edge in out if not edge.span]
+    at_once = [edge for edge in out if not edge.reach.span]
     receives = transfers(OpKind.RECV_BACKWARD, at_once, op.microbatch)
     return [*receives, op, *transfers(OpKind.SEND_BACKWARD, trained(graph, into), op.microbatch)]
 
@@ -77,11 +77,13 @@ def backwards_due(
     """
     if not graph.runs_backward(stage):
         return []
-    span = graph.span_after(stage)
-    due = range(max(microbatch - span, 0), microbatch - span + 1)
-    if microbatch == num_microbatches - 1:
-        due = range(max(microbatch - span, 0), num_microbatches)
-    put_off = [edge for edge in graph.out_of(stage) if edge.span]
+    last = num_microbatches - 1
+    due = [
+        number
+        for number in range(max(microbatch - graph.span_after(stage), 0), microbatch + 1)
+        if min(graph.last_consumer(stage, number), last) == microbatch
+    ]
+    put_off = [edge for edge in graph.out_of(stage) if edge.reach.span]
     receives = transfers(OpKind.RECV_BACKWARD, put_off, microbatch)
     return receives + with_transfers(graph, [backward(stage, number) for number in due])
 

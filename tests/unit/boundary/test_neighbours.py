@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from disagg_train.boundary.layouts import holding_of
 from disagg_train.boundary.step_exchanges import Boundary, RankExchanges
 from disagg_train.errors import PlanError
+from disagg_train.schedule.graph import Reach
 from disagg_train.topology.grid import Grid
 from tests.unit.boundary.strategies import BoundaryCase, boundary_cases, case_in_order
 
@@ -29,7 +30,7 @@ def test_a_rank_needs_to_look_at_its_neighbours_alone(case: BoundaryCase) -> Non
 @settings(max_examples=50)
 @given(boundary_cases(), st.integers(0, 1))
 def test_a_ranks_exchanges_are_its_part_of_the_whole(case: BoundaryCase, span: int) -> None:
-    boundary = Boundary("under test", case.source, case.destination, span)
+    boundary = Boundary("under test", case.source, case.destination, Reach(span))
     plan, whole = case.plan, []
     for microbatch in range(plan.num_microbatches):
         layouts = boundary.layouts(plan, microbatch)

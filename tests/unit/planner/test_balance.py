@@ -25,6 +25,7 @@ from disagg_train.planner.deferral import (
     check_order,
     heavy_before_light,
     put_off,
+    reach_of,
 )
 from disagg_train.planner.in_order import in_order, token_budget
 from disagg_train.planner.machine import Machine
@@ -32,6 +33,7 @@ from disagg_train.planner.sample_costs import SampleTable
 from disagg_train.planner.seats import Seats
 from disagg_train.planner.step_costs import step_costs
 from disagg_train.planner.step_plan import Assignment, SampleSize, Slot, StepPlan
+from disagg_train.schedule.graph import Reach
 from disagg_train.schedule.simulate import simulate
 from tests.unit.planner.exact import least_seconds
 
@@ -111,6 +113,7 @@ def cases(draw: st.DrawFn, **train: Any) -> Case:
                 "microbatches": microbatches,
                 "balance": draw(st.sampled_from(["encoder", "llm", "both", "both"])),
                 "deferral_span": draw(st.integers(0, 2)),
+                "window": draw(st.sampled_from([None, None, 1, 2, 3])),
                 "optimizer": {"lr": 1e-3},
                 **train,
             },
@@ -119,6 +122,25 @@ def cases(draw: st.DrawFn, **train: Any) -> Case:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     count = int(rng.integers(microbatches, 20 * microbatches + 1))
     return Case(job, tuple(_sample(rng, key, encoders) for key in range(count)))
+
+
+def _job(colocated: bool = False, **train: Any) -> JobConfig:
+    """Return a job with an encoder of a rank, or of four that an LLM with tp 4 has, too."""
+    group, parallel = (LANGUAGE, ({"dp": 4}, {"tp": 4})) if colocated else ("vision", ({}, {}))
+    vision, language = parallel
+    modules = {
+        "vision": {
+            "kind": "vit",
+            "group": group,
+            "parallel": vision,
+            "model": {**_SIZES, "patch_size": 4},
+        },
+        LANGUAGE: {"kind": "gpt", "group": LANGUAGE, "parallel": language, "model": _SIZES},
+    }
+    ranks = {"ranks": 4 if colocated else 1}
+    settings = {"steps": 1, "global_batch": 8, "optimizer": {"lr": 1e-3}, **train}
+    groups = {group: ranks, LANGUAGE: ranks}
+    return load_job({"name": "balanced", "groups": groups, "modules": modules, "train": settings})
 
 
 def _sample(rng: np.random.Generator, key: int, encoders: tuple[str, ...]) -> SampleSize:
@@ -149,9 +171,10 @@ def test_no_sample_is_taken_before_it_is_encoded_or_beyond_the_span(case: Case) 
     assignment = case.balanced()
     language_S = Seats.of(assignment[LANGUAGE]).microbatch_S
     for encoder in case.job.encoders:
-        late_S = language_S - Seats.of(assignment[encoder]).microbatch_S
-        assert late_S.min(initial=0) >= 0
-        assert late_S.max(initial=0) <= case.job.train.deferral_span
+        reach = reach_of(case.job, encoder)
+        encoded_S = Seats.of(assignment[encoder]).microbatch_S
+        pairs = zip(encoded_S.tolist(), language_S.tolist(), strict=True)
+        assert all(at in reach.consumers(encoded) for encoded, at in pairs)
 
 
 @given(cases(deferral_span=1, balance="both", deferral_bytes=20_000))
@@ -210,6 +233,22 @@ def test_what_is_asked_for_gets_equal_microbatches(balance: str) -> None:
         assert (ratio < 0.25) == (module in wanted), (module, ratio)
 
 
+_EVEN = tuple(
+    SampleSize(key, 40, 1, {"vision": (Slot(0, 32),)}, {"vision": (32,)}) for key in range(8)
+)
+
+
+@pytest.mark.parametrize(("span", "at"), [(3, [0, 0, 0, 0, 4, 4, 4, 4]), (2, list(range(8)))])
+def test_an_encoder_with_more_ranks_than_samples_takes_several_microbatches_at_once(
+    span: int, at: list[int]
+) -> None:
+    case = Case(_job(colocated=True, microbatches=8, window=4, deferral_span=span), _EVEN)
+    found = case.balanced()
+    assert sorted(Seats.of(found["vision"]).microbatch_S.tolist()) == at
+    assert sorted(Seats.of(found[LANGUAGE]).microbatch_S.tolist()) == list(range(8))
+    assert (case.seconds(found) < 0.8 * case.seconds(case.start)) == (span == 3)
+
+
 def _spread(case: Case, module: str, assignment: Mapping[str, Assignment]) -> float:
     table = SampleTable.of(case.samples, ["vision"])
     cost = costs_by_size(case.job, MACHINE).modules[module]
@@ -219,25 +258,7 @@ def _spread(case: Case, module: str, assignment: Mapping[str, Assignment]) -> fl
 
 def _spread_case(balance: str) -> Case:
     """Return 64 samples whose images and answers spread and have nothing to do with each other."""
-    modules = {
-        "vision": {"kind": "vit", "group": "vision", "model": {**_SIZES, "patch_size": 4}},
-        LANGUAGE: {"kind": "gpt", "group": LANGUAGE, "model": _SIZES},
-    }
-    job = load_job(
-        {
-            "name": "spread",
-            "groups": {name: {"ranks": 1} for name in modules},
-            "modules": modules,
-            "train": {
-                "steps": 1,
-                "global_batch": 64,
-                "microbatches": 4,
-                "balance": balance,
-                "deferral_span": 1,
-                "optimizer": {"lr": 1e-3},
-            },
-        }
-    )
+    job = _job(microbatches=4, global_batch=64, balance=balance, deferral_span=1)
     rng = np.random.default_rng(5)
     images, answers = rng.lognormal(3.0, 0.8, (2, 64)).astype(int) + 1
     samples = tuple(
@@ -248,11 +269,15 @@ def _spread_case(balance: str) -> Case:
 
 
 @given(
-    st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 3), st.sampled_from([None, 3.0])
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 6),
+    st.integers(1, 3),
+    st.sampled_from([None, None, 1, 2, 3]),
+    st.sampled_from([None, 3.0]),
 )
 @settings(deadline=None)
-def test_putting_off_keeps_to_the_order_the_span_and_the_bytes(
-    seed: int, microbatches: int, span: int, most_bytes: float | None
+def test_putting_off_keeps_to_the_order_the_span_the_windows_and_the_bytes(
+    seed: int, microbatches: int, span: int, window: int | None, most_bytes: float | None
 ) -> None:
     rng = np.random.default_rng(seed)
     count = int(rng.integers(1, 40))
@@ -262,10 +287,12 @@ def test_putting_off_keeps_to_the_order_the_span_and_the_bytes(
     kept = Kept(bytes_S, rng.integers(0, 2, count), 2)
     drawn_S = rng.integers(0, microbatches, count)
     encoded_S = heavy_before_light(weights_S, drawn_S, microbatches)
-    limits = Deferral(span, most_bytes, [kept])
+    reach = Reach(span, window)
+    limits = Deferral(reach, most_bytes, [kept])
     at_S = put_off(weights_S, encoded_S, free_S, microbatches, limits)
     encoded_S[free_S] = at_S[free_S]
-    assert (at_S >= encoded_S).all() and (at_S <= encoded_S + span).all()
+    pairs = zip(encoded_S.tolist(), at_S.tolist(), strict=True)
+    assert all(at in reach.consumers(encoded) for encoded, at in pairs)
     waiting = (
         np.bincount(kept.lane_S, bytes_S * ((encoded_S <= m) & (at_S > m)), 2)
         for m in range(microbatches)
@@ -273,24 +300,35 @@ def test_putting_off_keeps_to_the_order_the_span_and_the_bytes(
     assert most_bytes is None or max(each.max() for each in waiting) <= most_bytes + 1e-9
 
 
-@pytest.mark.parametrize(("microbatch", "span"), [(0, 2), (3, 1)])
-def test_a_sample_taken_too_early_or_too_late_is_refused(microbatch: int, span: int) -> None:
+@pytest.mark.parametrize(
+    ("microbatch", "train", "last"),
+    [
+        (0, {"deferral_span": 2}, 3),
+        (3, {"deferral_span": 1}, 2),
+        (2, {"deferral_span": 2, "window": 2}, 1),
+    ],
+    ids=["too early", "beyond the span", "beyond the window"],
+)
+def test_a_sample_taken_too_early_or_too_late_is_refused(
+    microbatch: int, train: dict[str, int], last: int
+) -> None:
+    job = _job(colocated=True, microbatches=4, **train)
     samples = [SampleSize(7, 9, 1, {"vision": (Slot(0, 2),)}, {"vision": (2,)})]
     lanes: list[Any] = [((),)] * 4
     encoded = (*lanes[:1], ((0,),), *lanes[2:])
     taken = (*lanes[:microbatch], ((0,),), *lanes[microbatch + 1 :])
     with pytest.raises(
-        PlanError, match=rf"sample 7 .* in microbatch 1 .* in {microbatch}; .* 1 to"
+        PlanError, match=rf"sample 7 .* in microbatch 1 .* in {microbatch}; .* 1 to {last}"
     ):
-        check_order(samples, {"vision": encoded, LANGUAGE: taken}, span)
-    check_order([SampleSize(7, 9, 1)], {"vision": encoded, LANGUAGE: taken}, span)
+        check_order(samples, {"vision": encoded, LANGUAGE: taken}, job)
+    check_order([SampleSize(7, 9, 1)], {"vision": encoded, LANGUAGE: taken}, job)
 
 
 def test_work_put_off_evens_the_llm_out_and_leaves_the_encoders_as_they_are() -> None:
     weights_S = np.random.default_rng(3).lognormal(0.0, 0.5, 64)
     encoded_S = heavy_before_light(weights_S, np.arange(64) // 8, 8)
     nobody = np.zeros(0, np.int64)
-    at_S = put_off(weights_S, encoded_S, nobody, 8, Deferral(1))
+    at_S = put_off(weights_S, encoded_S, nobody, 8, Deferral(Reach(1)))
     before, after = (np.bincount(each, weights_S, 8) for each in (encoded_S, at_S))
     assert (at_S > encoded_S).any()
     assert after.std() < before.std() / 3
@@ -301,7 +339,7 @@ def test_work_that_no_encoder_waits_for_is_put_off_beyond_any_budget_of_bytes() 
     weights_S = np.array([3.0, 1.0, 1.0, 1.0])
     encoded_S, text_only = np.array([0, 0, 0, 1]), np.array([1, 2])
     kept = Kept(np.array([9.0, 0.0, 0.0, 9.0]), np.zeros(4, np.int64), 1)
-    at_S = put_off(weights_S, encoded_S, text_only, 2, Deferral(1, 5.0, [kept]))
+    at_S = put_off(weights_S, encoded_S, text_only, 2, Deferral(Reach(1), 5.0, [kept]))
     assert at_S.tolist() == [0, 1, 1, 1]
 
 
@@ -324,6 +362,6 @@ def _two_levels_s(encoder_S: Any, language_S: Any, microbatches: int) -> float:
     weights_SR = np.stack([encoder_S, 1e-3 * language_S], axis=-1)
     encoded_S = heavy_before_light(language_S, even(weights_SR, microbatches), microbatches)
     nobody = np.zeros(0, np.int64)
-    at_S = put_off(language_S, encoded_S, nobody, microbatches, Deferral(1))
+    at_S = put_off(language_S, encoded_S, nobody, microbatches, Deferral(Reach(1)))
     slowest = np.bincount(encoded_S, encoder_S).max(), np.bincount(at_S, language_S).max()
     return float(sum(slowest))

@@ -6,7 +6,7 @@ from itertools import pairwise
 from hypothesis import strategies as st
 
 from disagg_train.schedule.build import training_schedule
-from disagg_train.schedule.graph import Edge, StageGraph, StageNode, stage_name
+from disagg_train.schedule.graph import Edge, Reach, StageGraph, StageNode, stage_name
 from disagg_train.schedule.language import Pipeline
 from disagg_train.schedule.ops import Schedule
 
@@ -88,18 +88,24 @@ def pipelined(
     ]
 
 
-def graph_of_modules(*modules: list[StageNode], span: int = 0) -> StageGraph:
+def graph_of_modules(
+    *modules: list[StageNode], span: int = 0, window: int | None = None
+) -> StageGraph:
     """Return the graph in which each module's stages follow each other and feed the LLM.
 
-    The LLM may put samples off by ``span`` microbatches.
+    The LLM may put samples off by ``span`` microbatches, those of encoders in its own group not
+    beyond a ``window``.
     """
-    first_of_language = next(m[0].name for m in modules if m[0].module == LANGUAGE)
+    first_of_language, home = next(
+        (m[0].name, m[0].group) for m in modules if m[0].module == LANGUAGE
+    )
     edges = []
     for stages in modules:
         edges += [Edge(a.name, b.name) for a, b in pairwise(stages)]
         if stages[0].module != LANGUAGE:
             label = f"{stages[0].module}->{LANGUAGE}"
-            edges.append(Edge(stages[-1].name, first_of_language, label, span))
+            reach = Reach(span, window if stages[0].group == home else None)
+            edges.append(Edge(stages[-1].name, first_of_language, label, reach))
     return StageGraph({stage.name: stage for stages in modules for stage in stages}, tuple(edges))
 
 
@@ -127,6 +133,12 @@ def graphs(draw: st.DrawFn) -> StageGraph:
     Every module has one, two or four pipeline stages, as its ranks allow; the LLM's pipelines
     are interleaved now and then, and the LLM may put samples off.
     """
+    span = draw(st.sampled_from([0, 0, 1, 2]))
+    return graph_of_modules(*draw(_modules()), span=span)
+
+
+@st.composite
+def _modules(draw: st.DrawFn) -> list[list[StageNode]]:
     names = ENCODERS[: draw(st.integers(1, 3), label="encoders")]
     group_of = {name: draw(st.sampled_from([LANGUAGE, "shared", name])) for name in names}
     group_of[LANGUAGE] = LANGUAGE
@@ -143,7 +155,7 @@ def graphs(draw: st.DrawFn) -> StageGraph:
         trainable = draw(st.booleans())
         vpp = draw(st.sampled_from([1, 2, 3])) if name == LANGUAGE and pp > 1 else 1
         modules.append(pipelined(name, group_of[name], places, pp, lane_size, trainable, vpp))
-    return graph_of_modules(*modules, span=draw(st.sampled_from([0, 0, 1, 2])))
+    return modules
 
 
 @st.composite
@@ -152,10 +164,12 @@ def training_cases(draw: st.DrawFn) -> TrainingCase:
 
     Interleaved pipelines take microbatches by the group, as many as pipeline ranks.
     """
-    graph = draw(graphs())
+    modules, span = draw(_modules()), draw(st.sampled_from([0, 0, 1, 2]))
+    graph = graph_of_modules(*modules)
     hosted = len(graph.stages_of_language(graph.language[0]))
     group = len(graph.language) // hosted if hosted > 1 else 1
     pipelines: list[Pipeline] = ["1f1b"] if hosted > 1 else ["1f1b", "zero_bubble", "gpipe"]
     count = group * draw(st.integers(1, 6 if group == 1 else 3))
     window = group * draw(st.integers(1, 7 if group == 1 else 3))
+    graph = graph_of_modules(*modules, span=span, window=window)
     return TrainingCase(graph, count, window, draw(st.sampled_from(pipelines)))
