@@ -183,7 +183,8 @@ class _Axes:
         fits = np.ones(sizes, np.bool_)
         for team, memory in zip(teams, room, strict=True):
             encoders = [name for name in team.modules if name != LANGUAGE]
-            free = memory - self.total(team.modules, "held_bytes")
+            free = memory - self.total(team.modules, "state_bytes")
+            free = free - self._most_passing(team.modules)
             if LANGUAGE in team.modules:
                 free = free - self._language_bytes(microbatches, schedule)
                 a_window = self.total(encoders, "activation_bytes")
@@ -195,6 +196,13 @@ class _Axes:
             fits &= free >= 0
         windows: Ints = np.where(fits, window, 0)
         return windows
+
+    def _most_passing(self, names: Sequence[str]) -> Floats:
+        """Return what lives inside one op; a rank runs one op at a time."""
+        most = self.total((), "passing_bytes")
+        for name in names:
+            most = np.maximum(most, self.column(name, "passing_bytes"))
+        return most
 
     def _language_bytes(self, microbatches: int, schedule: str) -> Floats:
         held = [

@@ -71,8 +71,8 @@ class ModuleOptions:
         if shape.vpp > 1 and microbatches % shape.pp or dp * shape.cp % shape.ep:
             return None
         made = self._made(name, pool, shape, dp, microbatches, run)
-        fits = made.held_bytes + made.activation_bytes <= pool.memory_bytes
-        return made if fits else None
+        held = made.state_bytes + made.passing_bytes + made.activation_bytes
+        return made if held <= pool.memory_bytes else None
 
     def _made(
         self, name: str, pool: Pool, shape: Shape, dp: int, microbatches: int, run: int = 1

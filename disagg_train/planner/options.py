@@ -24,8 +24,9 @@ class Option:
         dp: replicas.
         busy_s: seconds per step on the busiest rank.
         fill_s: seconds that a microbatch takes to and fro through all stages but one.
-        held_bytes: of state, and of what lives inside one op, on the rank that holds most.
-        activation_bytes: of a microbatch, there.
+        state_bytes: on the rank that holds most.
+        passing_bytes: of what lives inside one op, on the rank where it is most.
+        activation_bytes: of a microbatch, on the rank that holds most.
         run: microbatches whose samples an encoder takes at once (``gathering``).
     """
 
@@ -33,7 +34,8 @@ class Option:
     dp: int
     busy_s: float
     fill_s: float
-    held_bytes: float
+    state_bytes: float
+    passing_bytes: float
     activation_bytes: float
     run: int = 1
 
@@ -42,7 +44,8 @@ class Option:
         return (
             self.busy_s <= other.busy_s
             and self.fill_s <= other.fill_s
-            and self.held_bytes <= other.held_bytes
+            and self.state_bytes <= other.state_bytes
+            and self.passing_bytes <= other.passing_bytes
             and self.activation_bytes <= other.activation_bytes
             and self.run <= other.run
         )
@@ -86,11 +89,8 @@ def option(
         dp,
         busy_s,
         (shape.pp - 1) * max(stages_s) * run / num_microbatches,
-        max(
-            sum(state_bytes[at] for at in stages)
-            + tokens * run * max(passing_bytes_per_token[at] for at in stages)
-            for stages in of_ranks
-        ),
+        max(sum(state_bytes[at] for at in stages) for stages in of_ranks),
+        tokens * run * max(passing_bytes_per_token),
         max(sum(bytes_of[at] for at in stages) for stages in of_ranks),
         run,
     )
@@ -115,4 +115,5 @@ def undominated(options: Iterable[Option]) -> list[Option]:
 
 
 def _cost(each: Option) -> tuple[float, ...]:
-    return each.busy_s, each.fill_s, each.held_bytes, each.activation_bytes, each.run
+    held = each.state_bytes, each.passing_bytes, each.activation_bytes
+    return each.busy_s, each.fill_s, *held, each.run

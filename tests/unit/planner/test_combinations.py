@@ -32,8 +32,9 @@ def _options(draw: st.DrawFn, language: bool) -> list[Option]:
     found = []
     for pp in pps:
         vpp = draw(st.sampled_from([1, 2])) if language and pp > 1 else 1
-        numbers = [draw(_numbers) for _ in range(4)]
-        found.append(Option(Shape(pp=pp, vpp=vpp), 1, *numbers))
+        numbers = [draw(_numbers) for _ in range(5)]
+        run = 1 if language else draw(st.sampled_from([1, 1, 2, 4]))
+        found.append(Option(Shape(pp=pp, vpp=vpp), 1, *numbers, run))
     return found
 
 
@@ -75,8 +76,11 @@ def test_the_quickest_number_of_microbatches_of_each_layout_is_kept() -> None:
         Block(
             teams,
             {
-                "vision": [Option(plain, 4, 1.0, 0.0, 0.0, 0.0)],
-                LANGUAGE: [Option(plain, 4, 9.0, 0.0, 0.0, 0.0), Option(piped, 2, busy_s, 0, 0, 0)],
+                "vision": [Option(plain, 4, 1.0, 0, 0, 0, 0)],
+                LANGUAGE: [
+                    Option(plain, 4, 9.0, 0, 0, 0, 0),
+                    Option(piped, 2, busy_s, 0, 0, 0, 0),
+                ],
             },
             microbatches,
             "1f1b",
@@ -97,15 +101,17 @@ def test_the_quickest_number_of_microbatches_of_each_layout_is_kept() -> None:
 def _window(teams: tuple[Team, ...], chosen: _Chosen, microbatches: int, schedule: str) -> int:
     """Return the largest window that fits one combination; 0 where none does."""
     language, window = chosen[LANGUAGE], microbatches
-    unit = language.shape.pp if language.shape.vpp > 1 else 1
     for team in teams:
         encoders = [chosen[name] for name in team.modules if name != LANGUAGE]
-        free = _ROOM - sum(chosen[name].held_bytes for name in team.modules)
+        free = _ROOM - sum(chosen[name].state_bytes for name in team.modules)
+        free -= max(chosen[name].passing_bytes for name in team.modules)
         if LANGUAGE in team.modules:
             free -= language.activation_bytes * in_flight(language, microbatches, schedule)
             a_window = sum(each.activation_bytes for each in encoders)
             if free >= 0 and a_window * microbatches > free:
-                smaller = [w for w in divisors(microbatches) if not w % unit]
+                units = [language.shape.pp if language.shape.vpp > 1 else 1]
+                units += [each.run for each in encoders]
+                smaller = [w for w in divisors(microbatches) if not any(w % u for u in units)]
                 window = max((w for w in smaller if a_window * w <= free), default=0)
         else:
             free -= sum(
