@@ -47,11 +47,6 @@ class Case:
     expected: str
     least_cp: int = 1
 
-    @property
-    def vision_share(self) -> float:
-        """Part of a sequence that images are."""
-        return self.images * self.image_tokens / self.sequence_tokens
-
     def job(self, name: str) -> JobConfig:
         """Return the job; how it is laid out does not matter."""
         return load_job(
