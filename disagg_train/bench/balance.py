@@ -6,6 +6,7 @@ from statistics import mean
 from typing import Any
 
 from disagg_train.bench.machine import commit, hardware
+from disagg_train.bench.model_sizes import QWEN_7B, SO400M
 from disagg_train.bench.spreads import ENCODER, PATCHES_PER_TOKEN, SPREADS
 from disagg_train.boundary.of_job import job_graph
 from disagg_train.config.job import LANGUAGE, JobConfig
@@ -76,27 +77,14 @@ def balance_job(balance: str, span: int, batch: int, microbatches: int) -> JobCo
                     "kind": "vit",
                     "group": "encoders",
                     "parallel": {"dp": 4},
-                    "model": {
-                        "num_layers": 27,
-                        "hidden_size": 1152,
-                        "num_attention_heads": 16,
-                        "ffn_hidden_size": 4304,
-                        "patch_size": 14,
-                    },
+                    "model": dict(SO400M),
                     "projector": {"merge": PATCHES_PER_TOKEN},
                 },
                 LANGUAGE: {
                     "kind": "gpt",
                     "group": LANGUAGE,
                     "parallel": {"tp": 4, "sp": True, "pp": 2, "dp": 4},
-                    "model": {
-                        "num_layers": 28,
-                        "hidden_size": 3584,
-                        "num_attention_heads": 28,
-                        "num_query_groups": 4,
-                        "ffn_hidden_size": 18944,
-                        "vocab_size": 152064,
-                    },
+                    "model": dict(QWEN_7B),
                 },
             },
             "train": {

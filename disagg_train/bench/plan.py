@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from disagg_train.bench.machine import commit, hardware
+from disagg_train.bench.model_sizes import MISTRAL_LARGE, QWEN_7B, vit
 from disagg_train.bench.spreads import ENCODER, PATCHES_PER_TOKEN, SPREADS
 from disagg_train.config.job import LANGUAGE, JobConfig
 from disagg_train.config.load import load_job
@@ -39,35 +40,8 @@ _ALIVE = 1.02
 """Times of the quickest's step within which a finalist has to come at some ratio to be asked."""
 _RATIOS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
-_VIT_6B = MappingProxyType(
-    {
-        "num_layers": 40,
-        "hidden_size": 3584,
-        "num_attention_heads": 28,
-        "ffn_hidden_size": 14336,
-        "patch_size": 14,
-    }
-)
-_LANGUAGES = MappingProxyType(
-    {
-        "7B": {
-            "num_layers": 28,
-            "hidden_size": 3584,
-            "num_attention_heads": 28,
-            "num_query_groups": 4,
-            "ffn_hidden_size": 18944,
-            "vocab_size": 152064,
-        },
-        "123B": {
-            "num_layers": 88,
-            "hidden_size": 12288,
-            "num_attention_heads": 96,
-            "num_query_groups": 8,
-            "ffn_hidden_size": 28672,
-            "vocab_size": 32768,
-        },
-    }
-)
+_VIT_6B = vit(40, 3584, 28)
+_LANGUAGES = MappingProxyType({"7B": QWEN_7B, "123B": MISTRAL_LARGE})
 
 
 @dataclass(frozen=True)
@@ -308,7 +282,7 @@ def _job(size: Size) -> JobConfig:
         "model": dict(_VIT_6B),
         "projector": {"merge": PATCHES_PER_TOKEN},
     }
-    language = {"kind": "gpt", "group": "all", "model": _LANGUAGES[size.language]}
+    language = {"kind": "gpt", "group": "all", "model": dict(_LANGUAGES[size.language])}
     train = {
         "steps": 1,
         "global_batch": size.global_batch,
