@@ -25,7 +25,7 @@ from disagg_train.bench.spreads import ENCODER, PATCHES_PER_TOKEN, SPREADS
 from disagg_train.config.job import LANGUAGE, JobConfig
 from disagg_train.config.load import load_job
 from disagg_train.driver.cost_sources import by_size, pool_of
-from disagg_train.driver.planning import layout_of, staged
+from disagg_train.driver.planning import MOST_BATCHES, layout_of, staged
 from disagg_train.planner.finalists import Finalist, quickest
 from disagg_train.planner.plan import Plan, make_plan
 from disagg_train.planner.step_plan import SampleSize
@@ -35,7 +35,6 @@ SIZES = (1, 4, 16, 64, 256)
 """Samples that plans are made from."""
 
 _GPU, _DATA, _SAMPLES = "H100", "chart-to-table", 4096
-_MOST_BATCHES = 4
 _ALIVE = 1.02
 """Times of the quickest's step within which a finalist has to come at some ratio to be asked."""
 _RATIOS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -260,7 +259,7 @@ def _by_layout(times: dict[Finalist, float]) -> dict[str, float]:
 
 
 def _planned(size: Size, samples: tuple[SampleSize, ...]) -> Plan:
-    batches = _steps(samples, size.global_batch)[:_MOST_BATCHES]
+    batches = _steps(samples, size.global_batch)[:MOST_BATCHES]
     pools = [pool_of(size.gpus, _GPU)]
     return make_plan(_job(size), pools, by_size(_GPU).costs_of, staged, batches, samples)
 
