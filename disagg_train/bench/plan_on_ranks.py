@@ -11,8 +11,6 @@ from itertools import groupby, islice
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from actors.pool import ActorPool
 from disagg_train.bench.alternation import Paired, measure, num_steps
 from disagg_train.bench.every_layout import every_candidate
@@ -20,6 +18,7 @@ from disagg_train.bench.jobs import drawn_job, with_steps
 from disagg_train.bench.machine import commit, hardware
 from disagg_train.bench.small_cores import CORES_PER_RANK, on_small_cores, profiled
 from disagg_train.bench.spreads import ENCODER
+from disagg_train.bench.statistics import rank_correlation
 from disagg_train.bench.torchrun import job_plans
 from disagg_train.bench.under_ray import RayContestant, started_pool
 from disagg_train.config.job import LANGUAGE, JobConfig
@@ -126,7 +125,9 @@ def _measured(pool: ActorPool, job: JobConfig, blocks: int, on_layout: OnLayout)
         chosen=found[best],
         best=found[quickest],
         chosen_over_best=found[best].measured_ms / found[quickest].measured_ms,
-        rank_correlation=_rank_correlation(ordered),
+        rank_correlation=rank_correlation(
+            [each.simulated_ms for each in ordered], [each.measured_ms for each in ordered]
+        ),
         again=None if quickest is best else _again(pool, best, quickest, blocks),
         layouts=tuple(ordered),
     )
@@ -165,15 +166,6 @@ def _again(pool: ActorPool, chosen: Finalist, best: Finalist, blocks: int) -> Pa
         ours, theirs = RayContestant(mine), RayContestant(other)
         ours.name, theirs.name = "chosen", "best"
         return measure(ours, theirs, blocks)
-
-
-def _rank_correlation(layouts: Sequence[Layout]) -> float:
-    """Return Spearman's coefficient of simulated and measured steps."""
-    simulated, measured = (
-        np.argsort(np.argsort(values))
-        for values in zip(*((each.simulated_ms, each.measured_ms) for each in layouts), strict=True)
-    )
-    return float(np.corrcoef(simulated, measured)[0, 1])
 
 
 def as_dict(measured: Sequence[MeasuredPlan]) -> dict[str, Any]:
