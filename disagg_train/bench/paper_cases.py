@@ -13,11 +13,10 @@ from types import MappingProxyType
 from typing import Any
 
 from disagg_train.bench.model_sizes import MISTRAL_LARGE, Sizes, gpt, vit
+from disagg_train.bench.spreads import ENCODER
 from disagg_train.config.job import LANGUAGE, JobConfig
 from disagg_train.config.load import load_job
 from disagg_train.planner.step_plan import SampleSize, Slot
-
-ENCODER = "vision"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import pytest
 
 from disagg_train.bench.homogeneous import Layout, Stages, best_homogeneous
 from disagg_train.bench.model_sizes import gpt, vit
-from disagg_train.bench.paper_cases import ENCODER, Case
+from disagg_train.bench.paper_cases import Case
+from disagg_train.bench.spreads import ENCODER
 from disagg_train.config.job import LANGUAGE
 from disagg_train.planner.analytic_costs import costs_by_size
 from disagg_train.planner.gpus import gpu
