@@ -5,11 +5,12 @@ from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
+from disagg_train.bench.large_jobs import large_job
 from disagg_train.bench.machine import commit, hardware
-from disagg_train.bench.spreads import ENCODER, PATCHES_PER_TOKEN, SPREADS
+from disagg_train.bench.model_sizes import QWEN_7B, SO400M
+from disagg_train.bench.spreads import ENCODER, SPREADS
 from disagg_train.boundary.of_job import job_graph
 from disagg_train.config.job import LANGUAGE, JobConfig
-from disagg_train.config.load import load_job
 from disagg_train.driver.plans import TrainingPlans
 from disagg_train.driver.schedules import job_schedules
 from disagg_train.planner.analytic_costs import analytic_costs, costs_by_size
@@ -67,48 +68,16 @@ class BalanceResult:
 
 def balance_job(balance: str, span: int, batch: int, microbatches: int) -> JobConfig:
     """Return a job of a 400M encoder on 4 ranks and a 7B LLM on 32."""
-    return load_job(
-        {
-            "name": "bench-balance",
-            "groups": {"encoders": {"ranks": 4}, LANGUAGE: {"ranks": 32}},
-            "modules": {
-                ENCODER: {
-                    "kind": "vit",
-                    "group": "encoders",
-                    "parallel": {"dp": 4},
-                    "model": {
-                        "num_layers": 27,
-                        "hidden_size": 1152,
-                        "num_attention_heads": 16,
-                        "ffn_hidden_size": 4304,
-                        "patch_size": 14,
-                    },
-                    "projector": {"merge": PATCHES_PER_TOKEN},
-                },
-                LANGUAGE: {
-                    "kind": "gpt",
-                    "group": LANGUAGE,
-                    "parallel": {"tp": 4, "sp": True, "pp": 2, "dp": 4},
-                    "model": {
-                        "num_layers": 28,
-                        "hidden_size": 3584,
-                        "num_attention_heads": 28,
-                        "num_query_groups": 4,
-                        "ffn_hidden_size": 18944,
-                        "vocab_size": 152064,
-                    },
-                },
-            },
-            "train": {
-                "steps": 1,
-                "global_batch": batch,
-                "microbatches": microbatches,
-                "balance": balance,
-                "deferral_span": span,
-                "precision": "bf16",
-                "optimizer": {"lr": 1e-4},
-            },
-        }
+    return large_job(
+        "bench-balance",
+        SO400M,
+        4,
+        QWEN_7B,
+        {"tp": 4, "sp": True, "pp": 2, "dp": 4},
+        global_batch=batch,
+        microbatches=microbatches,
+        balance=balance,
+        deferral_span=span,
     )
 
 

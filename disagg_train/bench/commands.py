@@ -139,14 +139,14 @@ def _step(arguments: argparse.Namespace) -> int:
 def _vlm(arguments: argparse.Namespace) -> int:
     from disagg_train.bench.vlm import (
         QWEN_1_5B,
-        SO400M,
+        SO400M_384,
         TINY_LANGUAGE,
         TINY_VISION,
         run_vlm,
         vlm_job,
     )
 
-    sizes = (TINY_VISION, TINY_LANGUAGE) if arguments.tiny else (SO400M, QWEN_1_5B)
+    sizes = (TINY_VISION, TINY_LANGUAGE) if arguments.tiny else (SO400M_384, QWEN_1_5B)
     result = run_vlm(vlm_job(*sizes, arguments.precision), arguments.blocks)
     print(json.dumps(result.as_dict()))
     return 0

@@ -29,22 +29,28 @@ def core_share(process_ids: Sequence[int], cores: float) -> Iterator[None]:
     made: list[Path] = []
     try:
         for process_id in process_ids:
-            folder = _root() / f"disagg_train-{os.getpid()}-{process_id}"
-            folder.mkdir()
-            made.append(folder)
-            _limit(folder, int(cores * _PERIOD_US))
-            _move(process_id, folder)
+            _share(process_id, cores, made)
         yield
-    except OSError as error:
-        raise ClusterError(
-            f"processes cannot be given {cores} cores each: {error}; it takes a user who may "
-            f"write to the cgroup folder of the CPU controller"
-        ) from error
     finally:
         for folder in made:
             for held in (folder / "cgroup.procs").read_text().split():
                 _move(int(held), _root())
             folder.rmdir()
+
+
+def _share(process_id: int, cores: float, made: list[Path]) -> None:
+    """Limit one process; its folder joins ``made`` as soon as it is there."""
+    folder = _root() / f"disagg_train-{os.getpid()}-{process_id}"
+    try:
+        folder.mkdir()
+        made.append(folder)
+        _limit(folder, int(cores * _PERIOD_US))
+        _move(process_id, folder)
+    except OSError as error:
+        raise ClusterError(
+            f"processes cannot be given {cores} cores each: {error}; it takes a user who may "
+            f"write to the cgroup folder of the CPU controller"
+        ) from error
 
 
 def can_share_cores() -> bool:

@@ -10,11 +10,11 @@ from statistics import median
 from time import perf_counter, process_time
 from typing import Any
 
+from disagg_train.bench.large_jobs import large_job
 from disagg_train.bench.machine import commit, hardware
-from disagg_train.bench.spreads import ENCODER, PATCHES_PER_TOKEN, SPREADS
+from disagg_train.bench.spreads import ENCODER, SPREADS
 from disagg_train.boundary.of_job import job_edges
 from disagg_train.config.job import LANGUAGE, JobConfig
-from disagg_train.config.load import load_job
 from disagg_train.driver.step_planner import StepPlanner
 from disagg_train.errors import ConfigError
 from disagg_train.metrics.pictures import new_figure
@@ -23,6 +23,14 @@ from disagg_train.planner.step_plan import StepPlan
 _DATA = "instruction"
 _LEAST_RANKS = 64
 """A quarter of them are the encoder's, the others lanes of the LLM (tp 8, pp 2)."""
+
+_ENCODER = {"num_layers": 27, "hidden_size": 1152, "num_attention_heads": 16, "patch_size": 14}
+_LANGUAGE = {
+    "num_layers": 32,
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "vocab_size": 128256,
+}
 
 _SAMPLES, _RANKS = 4096, 1024
 GROWTH = (
@@ -136,44 +144,15 @@ def driver_job(samples: int, ranks: int, microbatches: int, span: int) -> JobCon
     encoders = ranks // 4
     language = ranks - encoders
     pp = 2 if ranks % (2 * _LEAST_RANKS) else 4
-    return load_job(
-        {
-            "name": "bench-driver",
-            "groups": {"encoders": {"ranks": encoders}, LANGUAGE: {"ranks": language}},
-            "modules": {
-                ENCODER: {
-                    "kind": "vit",
-                    "group": "encoders",
-                    "parallel": {"dp": encoders},
-                    "model": {
-                        "num_layers": 27,
-                        "hidden_size": 1152,
-                        "num_attention_heads": 16,
-                        "patch_size": 14,
-                    },
-                    "projector": {"merge": PATCHES_PER_TOKEN},
-                },
-                LANGUAGE: {
-                    "kind": "gpt",
-                    "group": LANGUAGE,
-                    "parallel": {"tp": 8, "sp": True, "pp": pp, "dp": language // 8 // pp},
-                    "model": {
-                        "num_layers": 32,
-                        "hidden_size": 4096,
-                        "num_attention_heads": 32,
-                        "vocab_size": 128256,
-                    },
-                },
-            },
-            "train": {
-                "steps": 1,
-                "global_batch": samples,
-                "microbatches": microbatches,
-                "deferral_span": span,
-                "precision": "bf16",
-                "optimizer": {"lr": 1e-4},
-            },
-        }
+    return large_job(
+        "bench-driver",
+        _ENCODER,
+        encoders,
+        _LANGUAGE,
+        {"tp": 8, "sp": True, "pp": pp, "dp": language // 8 // pp},
+        global_batch=samples,
+        microbatches=microbatches,
+        deferral_span=span,
     )
 
 

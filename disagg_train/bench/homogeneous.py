@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from disagg_train.bench.paper_cases import ENCODER, Case
+from disagg_train.bench.paper_cases import Case
+from disagg_train.bench.spreads import ENCODER
 from disagg_train.config.base import divisors
 from disagg_train.config.job import LANGUAGE, JobConfig
 from disagg_train.config.modules import ParallelConfig, Recompute

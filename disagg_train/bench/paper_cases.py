@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from disagg_train.bench.model_sizes import MISTRAL_LARGE, Sizes, gpt, vit
+from disagg_train.bench.spreads import ENCODER
 from disagg_train.config.job import LANGUAGE, JobConfig
 from disagg_train.config.load import load_job
 from disagg_train.planner.step_plan import SampleSize, Slot
-
-ENCODER = "vision"
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Case:
     """A kind of job.
 
     Args:
-        encoder: layers, hidden size and heads.
-        language: layers, hidden size, heads, their groups, feed-forward size and vocabulary.
+        encoder: its sizes.
+        language: the LLM's.
         images: of a sample.
         image_tokens: of an image, in the encoder and in the LLM.
         sequence_tokens: of a sample, images and text together.
@@ -36,8 +36,8 @@ class Case:
         least_cp: the LLM's context-parallel degree is no smaller.
     """
 
-    encoder: tuple[int, int, int]
-    language: tuple[int, int, int, int, int, int]
+    encoder: Sizes
+    language: Sizes
     images: int
     image_tokens: int
     sequence_tokens: int
@@ -46,11 +46,6 @@ class Case:
     gpus_disjoint: int
     expected: str
     least_cp: int = 1
-
-    @property
-    def vision_share(self) -> float:
-        """Part of a sequence that images are."""
-        return self.images * self.image_tokens / self.sequence_tokens
 
     def job(self, name: str) -> JobConfig:
         """Return the job; how it is laid out does not matter."""
@@ -69,16 +64,11 @@ class Case:
         )
 
     def _encoder(self) -> dict[str, Any]:
-        layers, hidden, heads = self.encoder
-        model = {"num_layers": layers, "hidden_size": hidden, "num_attention_heads": heads}
-        model |= {"ffn_hidden_size": 4 * hidden, "patch_size": 14}
+        model = dict(self.encoder)
         return {"kind": "vit", "group": "all", "model": model, "projector": {"merge": 1}}
 
     def _language(self) -> dict[str, Any]:
-        layers, hidden, heads, groups, ffn, vocabulary = self.language
-        model = {"num_layers": layers, "hidden_size": hidden, "num_attention_heads": heads}
-        model |= {"num_query_groups": groups, "ffn_hidden_size": ffn, "vocab_size": vocabulary}
-        return {"kind": "gpt", "group": "all", "model": model}
+        return {"kind": "gpt", "group": "all", "model": dict(self.language)}
 
     def batch(self) -> tuple[SampleSize, ...]:
         """Return a step's samples: equal, for the paper's gains are of layouts, not of balance."""
@@ -92,10 +82,9 @@ class Case:
         )
 
 
-_VIT_LARGE = 24, 1024, 16
-_VIT_6B = 48, 3072, 24
-_LLM_7B = 32, 4096, 32, 32, 11008, 32000
-_LLM_120B = 88, 12288, 96, 8, 28672, 32768
+_VIT_LARGE = vit(24, 1024, 16)
+_VIT_6B = vit(48, 3072, 24)
+_LLM_7B = gpt(32, 4096, 32, 32, 11008, 32000)
 
 CASES: Mapping[str, Case] = MappingProxyType(
     {
@@ -109,7 +98,7 @@ CASES: Mapping[str, Case] = MappingProxyType(
             _VIT_6B, _LLM_7B, 64, 1024, 131072, 64, 64, 64, "most when colocated", least_cp=8
         ),
         "6B + 123B, 2k tokens, 50% images": Case(
-            _VIT_6B, _LLM_120B, 1, 1024, 2048, 2048, 256, 264, "from disjoint placement"
+            _VIT_6B, MISTRAL_LARGE, 1, 1024, 2048, 2048, 256, 264, "from disjoint placement"
         ),
     }
 )

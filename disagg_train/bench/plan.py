@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 
 from disagg_train.bench.machine import commit, hardware
+from disagg_train.bench.model_sizes import MISTRAL_LARGE, QWEN_7B, vit
 from disagg_train.bench.spreads import ENCODER, PATCHES_PER_TOKEN, SPREADS
 from disagg_train.config.job import LANGUAGE, JobConfig
 from disagg_train.config.load import load_job
 from disagg_train.driver.cost_sources import by_size, pool_of
-from disagg_train.driver.planning import layout_of, staged
+from disagg_train.driver.planning import MOST_BATCHES, layout_of, staged
 from disagg_train.planner.finalists import Finalist, quickest
 from disagg_train.planner.plan import Plan, make_plan
 from disagg_train.planner.step_plan import SampleSize
@@ -34,40 +35,12 @@ SIZES = (1, 4, 16, 64, 256)
 """Samples that plans are made from."""
 
 _GPU, _DATA, _SAMPLES = "H100", "chart-to-table", 4096
-_MOST_BATCHES = 4
 _ALIVE = 1.02
 """Times of the quickest's step within which a finalist has to come at some ratio to be asked."""
 _RATIOS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
-_VIT_6B = MappingProxyType(
-    {
-        "num_layers": 40,
-        "hidden_size": 3584,
-        "num_attention_heads": 28,
-        "ffn_hidden_size": 14336,
-        "patch_size": 14,
-    }
-)
-_LANGUAGES = MappingProxyType(
-    {
-        "7B": {
-            "num_layers": 28,
-            "hidden_size": 3584,
-            "num_attention_heads": 28,
-            "num_query_groups": 4,
-            "ffn_hidden_size": 18944,
-            "vocab_size": 152064,
-        },
-        "123B": {
-            "num_layers": 88,
-            "hidden_size": 12288,
-            "num_attention_heads": 96,
-            "num_query_groups": 8,
-            "ffn_hidden_size": 28672,
-            "vocab_size": 32768,
-        },
-    }
-)
+_VIT_6B = vit(40, 3584, 28)
+_LANGUAGES = MappingProxyType({"7B": QWEN_7B, "123B": MISTRAL_LARGE})
 
 
 @dataclass(frozen=True)
@@ -286,7 +259,7 @@ def _by_layout(times: dict[Finalist, float]) -> dict[str, float]:
 
 
 def _planned(size: Size, samples: tuple[SampleSize, ...]) -> Plan:
-    batches = _steps(samples, size.global_batch)[:_MOST_BATCHES]
+    batches = _steps(samples, size.global_batch)[:MOST_BATCHES]
     pools = [pool_of(size.gpus, _GPU)]
     return make_plan(_job(size), pools, by_size(_GPU).costs_of, staged, batches, samples)
 
@@ -308,7 +281,7 @@ def _job(size: Size) -> JobConfig:
         "model": dict(_VIT_6B),
         "projector": {"merge": PATCHES_PER_TOKEN},
     }
-    language = {"kind": "gpt", "group": "all", "model": _LANGUAGES[size.language]}
+    language = {"kind": "gpt", "group": "all", "model": dict(_LANGUAGES[size.language])}
     train = {
         "steps": 1,
         "global_batch": size.global_batch,

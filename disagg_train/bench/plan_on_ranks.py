@@ -7,28 +7,26 @@ that the simulator likes best for it.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice, product
+from itertools import groupby, islice
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from actors.pool import ActorPool
 from disagg_train.bench.alternation import Paired, measure, num_steps
+from disagg_train.bench.every_layout import every_candidate
 from disagg_train.bench.jobs import drawn_job, with_steps
 from disagg_train.bench.machine import commit, hardware
 from disagg_train.bench.small_cores import CORES_PER_RANK, on_small_cores, profiled
 from disagg_train.bench.spreads import ENCODER
+from disagg_train.bench.statistics import rank_correlation
 from disagg_train.bench.torchrun import job_plans
 from disagg_train.bench.under_ray import RayContestant, started_pool
-from disagg_train.config.base import divisors
 from disagg_train.config.job import LANGUAGE, JobConfig
 from disagg_train.driver import loop
 from disagg_train.driver.planning import layout_of, staged
-from disagg_train.planner.candidates import Candidate, Pool, Team, partitions
+from disagg_train.planner.candidates import Pool
 from disagg_train.planner.finalists import Field, Finalist
 from disagg_train.planner.plan import make_plan
-from disagg_train.planner.shapes import shapes
 from disagg_train.planner.trials import parse_degrees, trial_jobs
 from disagg_train.planner.workload import Batches
 
@@ -127,7 +125,9 @@ def _measured(pool: ActorPool, job: JobConfig, blocks: int, on_layout: OnLayout)
         chosen=found[best],
         best=found[quickest],
         chosen_over_best=found[best].measured_ms / found[quickest].measured_ms,
-        rank_correlation=_rank_correlation(ordered),
+        rank_correlation=rank_correlation(
+            [each.simulated_ms for each in ordered], [each.measured_ms for each in ordered]
+        ),
         again=None if quickest is best else _again(pool, best, quickest, blocks),
         layouts=tuple(ordered),
     )
@@ -135,34 +135,8 @@ def _measured(pool: ActorPool, job: JobConfig, blocks: int, on_layout: OnLayout)
 
 def _all_layouts(field: Field, job: JobConfig, batches: Batches) -> Iterator[Finalist]:
     """Yield every layout, with the microbatches and the schedule that are simulated quickest."""
-    for groups in partitions(list(job.modules)):
-        for sizes in product(range(1, RANKS + 1), repeat=len(groups)):
-            if sum(sizes) == RANKS:
-                teams = tuple(Team(g, n) for g, n in zip(groups, sizes, strict=True))
-                yield from _in_teams(field, job, teams, batches)
-
-
-def _in_teams(
-    field: Field, job: JobConfig, teams: tuple[Team, ...], batches: Batches
-) -> Iterator[Finalist]:
-    names = [name for team in teams for name in team.modules]
-    fitting = [
-        [
-            shape
-            for shape in shapes(job.modules[name], team.ranks, RANKS)
-            if team.ranks % shape.num_ranks == 0 and shape.recompute == "none"
-        ]
-        for team in teams
-        for name in team.modules
-    ]
-    for chosen in product(*fitting):
-        own = dict(zip(names, chosen, strict=True))
-        splits = own[LANGUAGE].pp > 1
-        made = (
-            field.finalist(Candidate(teams, own, count, count, schedule))
-            for count in divisors(job.train.global_batch)
-            for schedule in ("1f1b", "zero_bubble")[: 1 + splits]
-        )
+    for _, alike in groupby(every_candidate(job, RANKS), key=lambda each: each.layout):
+        made = map(field.finalist, alike)
         able = [each for each in made if each is not None]
         if able:
             yield min(able, key=lambda each: each.estimate(batches).step_s)
@@ -192,15 +166,6 @@ def _again(pool: ActorPool, chosen: Finalist, best: Finalist, blocks: int) -> Pa
         ours, theirs = RayContestant(mine), RayContestant(other)
         ours.name, theirs.name = "chosen", "best"
         return measure(ours, theirs, blocks)
-
-
-def _rank_correlation(layouts: Sequence[Layout]) -> float:
-    """Return Spearman's coefficient of simulated and measured steps."""
-    simulated, measured = (
-        np.argsort(np.argsort(values))
-        for values in zip(*((each.simulated_ms, each.measured_ms) for each in layouts), strict=True)
-    )
-    return float(np.corrcoef(simulated, measured)[0, 1])
 
 
 def as_dict(measured: Sequence[MeasuredPlan]) -> dict[str, Any]:

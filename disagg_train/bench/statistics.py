@@ -1,4 +1,4 @@
-"""Medians and how sure they are. Pure."""
+"""Medians, how sure they are, and how alike two orders are. Pure."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -28,6 +28,12 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0) -> Interval:
 def median_ms(samples_s: Sequence[float]) -> float:
     """Return the median of seconds, in milliseconds."""
     return 1e3 * median(samples_s)
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return Spearman's coefficient of two series without ties."""
+    one, other = (np.argsort(np.argsort(values)) for values in (first, second))
+    return float(np.corrcoef(one, other)[0, 1])
 
 
 def ratio(numerator: float, denominator: float | None) -> float | None:

@@ -18,6 +18,7 @@ from actors.rendezvous import RendezvousHost
 from disagg_train.bench.alternation import Paired, measure, num_steps
 from disagg_train.bench.jobs import with_steps
 from disagg_train.bench.machine import commit, hardware
+from disagg_train.bench.model_sizes import SO400M
 from disagg_train.bench.torchrun import PlainRank, job_plans, make_ours
 from disagg_train.config.job import LANGUAGE, JobConfig, Precision
 from disagg_train.config.load import load_job
@@ -30,14 +31,7 @@ from disagg_train.planner.step_plan import StepPlan
 
 Sizes = Mapping[str, Any]
 
-SO400M: Sizes = {
-    "num_layers": 27,
-    "hidden_size": 1152,
-    "num_attention_heads": 16,
-    "ffn_hidden_size": 4304,
-    "image_size": 384,
-    "patch_size": 14,
-}
+SO400M_384: Sizes = {**SO400M, "image_size": 384}
 QWEN_1_5B: Sizes = {
     "num_layers": 28,
     "hidden_size": 1536,
@@ -94,7 +88,7 @@ class VlmResult:
 
 
 def vlm_job(
-    vision: Sizes = SO400M,
+    vision: Sizes = SO400M_384,
     language: Sizes = QWEN_1_5B,
     precision: Precision = "bf16",
     text_tokens: int = 295,

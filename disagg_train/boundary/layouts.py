@@ -206,14 +206,8 @@ class Part:
     place: int | None = None
 
 
-def source_streams(plan: StepPlan, side: Side, microbatch: int) -> tuple[Stream, ...]:
-    """Return the encoder's streams of projector output: one sequence per input (image)."""
-    streams = _source_streams(plan, side, microbatch, range(side.grid.dp))
-    return tuple(streams.values())
-
-
 def source_stream(plan: StepPlan, side: Side, microbatch: int, lane: int) -> Stream:
-    """Return the stream of one dp rank."""
+    """Return an encoder's dp rank's stream of projector output: one sequence per input (image)."""
     return _source_streams(plan, side, microbatch, (lane,))[lane]
 
 
@@ -227,15 +221,6 @@ def _source_streams(
     return side.streams_of(plan.assignment[side.module][microbatch], lengths, lanes)
 
 
-def source_layout(plan: StepPlan, side: Side, microbatches: Sequence[int]) -> Layout:
-    """Return where the encoder's last stage holds its projector's output rows.
-
-    Outputs of several microbatches lie one after the other. A dp rank's sequences are the
-    inputs of its samples, in assignment order.
-    """
-    return source_of(plan, side, microbatches)[0]
-
-
 def source_of(
     plan: StepPlan,
     side: Side,
@@ -243,7 +228,10 @@ def source_of(
     part: Part | None = None,
     first_tokens: FirstTokens | None = None,
 ) -> tuple[Layout, tuple[int, ...]]:
-    """Return the encoder's layout, and the rows of each rank's outputs, padding included.
+    """Return where the encoder's last stage holds its projector's output rows.
+
+    Beside the layout it returns the rows of each rank's outputs, padding included. A dp rank's
+    sequences are the inputs of its samples, in assignment order.
 
     Args:
         plan: the step plan.
@@ -308,14 +296,8 @@ def _lanes(side: Side, part: Part | None) -> Sequence[int]:
     return range(side.grid.dp) if part is None else part.lanes
 
 
-def destination_streams(plan: StepPlan, side: Side, microbatch: int) -> tuple[Stream, ...]:
-    """Return the LLM's streams of fused sequences: one sequence per sample."""
-    streams = _destination_streams(plan, side, microbatch, range(side.grid.dp))
-    return tuple(streams.values())
-
-
 def destination_stream(plan: StepPlan, side: Side, microbatch: int, lane: int) -> Stream:
-    """Return the stream of one dp rank."""
+    """Return one of the LLM's dp ranks' stream of fused sequences: one sequence per sample."""
     return _destination_streams(plan, side, microbatch, (lane,))[lane]
 
 
@@ -366,8 +348,3 @@ def destination_layout(
 def holding_of(layout: Layout, place: int) -> Holding | None:
     """Return what the process ``place`` holds on this side, or None where it has no part."""
     return layout.holdings[layout.places.index(place)] if place in layout.places else None
-
-
-def source_rows(plan: StepPlan, side: Side, microbatches: Sequence[int]) -> tuple[int, ...]:
-    """Return the rows of each source rank's outputs of some microbatches, padding included."""
-    return source_of(plan, side, microbatches)[1]

@@ -128,10 +128,6 @@ class Boundary:
         """Return both layouts of one microbatch."""
         return self._layouts(plan, microbatch)
 
-    def layouts_for(self, plan: StepPlan, microbatch: int, place: int) -> BoundaryLayouts:
-        """Return as much of both layouts as the part of the global rank ``place`` depends on."""
-        return self._layouts(plan, microbatch, *self._parts(plan, microbatch, place))
-
     def _parts(self, plan: StepPlan, microbatch: int, place: int) -> tuple[Part, Part]:
         drawn = self.reach.drawn_on(microbatch)
         return neighbours(plan, self.source, self.destination, microbatch, drawn, place)

@@ -30,7 +30,8 @@ from disagg_train.schedule.ops import Schedule
 USUAL_SAMPLES = 4096
 """Of the data set to look at."""
 
-_MOST_BATCHES = 4
+MOST_BATCHES = 4
+"""Steps of them that layouts are simulated on; ratios of work come from all samples."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def plan_job(
     count = max(1, num_samples // job.train.global_batch)
     batches = tuple(islice(drawn, count))
     samples = [sample for batch in batches for sample in batch]
-    plan = make_plan(job, pools, costs.costs_of, staged, batches[:_MOST_BATCHES], samples)
+    plan = make_plan(job, pools, costs.costs_of, staged, batches[:MOST_BATCHES], samples)
     return Answer(job, plan, len(samples), costs, perf_counter() - begin_s)
 
 

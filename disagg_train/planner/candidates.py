@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from disagg_train.config.job import LANGUAGE, GroupConfig, JobConfig
-from disagg_train.planner.shapes import Shape, shape_of
+from disagg_train.planner.shapes import Shape
 
 Placement = Literal["colocated", "disjoint", "mixed"]
 
@@ -147,27 +147,6 @@ class Candidate:
             return JobConfig.model_validate(self.content(job))
         except ValidationError:
             return None
-
-
-def candidate_of(job: JobConfig) -> Candidate:
-    """Return the way in which a job is laid out."""
-    train = job.train
-    teams = tuple(
-        Team(
-            tuple(name for name, module in job.modules.items() if module.group == group),
-            config.ranks,
-            config.accelerator,
-        )
-        for group, config in job.groups.items()
-    )
-    return Candidate(
-        teams,
-        {name: shape_of(module) for name, module in job.modules.items()},
-        train.microbatches,
-        min(train.window or train.microbatches, train.microbatches),
-        train.schedule,
-        train.deferral_span,
-    )
 
 
 def partitions(names: Sequence[str]) -> Iterator[tuple[tuple[str, ...], ...]]:

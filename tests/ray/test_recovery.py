@@ -5,9 +5,6 @@ The ranks: 0 and 1 are the encoder's (dp 2), 2 and 3 the language model's (tp 2)
 
 import os
 import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +22,7 @@ from disagg_train.errors import RankError
 from disagg_train.metrics.records import SnapshotOrder, StepRecord, Stored
 from tests.ray.crew import Fault, plans_of
 from tests.ray.jobs import job_with
+from tests.ray.programs import run_program
 
 pytestmark = pytest.mark.ray
 
@@ -177,11 +175,4 @@ def test_all_groups_go_back_without_a_new_actor(
 @pytest.mark.soak
 @pytest.mark.timeout(500)
 def test_a_lost_node_is_replaced_or_its_group_shrinks() -> None:
-    command = [sys.executable, "-m", "tests.ray.node_loss"]
-    with tempfile.TemporaryDirectory(
-        prefix="dt-", dir="/tmp", ignore_cleanup_errors=True
-    ) as folder:
-        run = subprocess.run(
-            [*command, folder], capture_output=True, text=True, timeout=450, check=False
-        )
-    assert run.returncode == 0, run.stdout + run.stderr
+    run_program("tests.ray.node_loss", timeout_s=450)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -55,5 +56,24 @@ def test_a_process_that_is_gone_is_told() -> None:
     with (
         pytest.raises(ClusterError, match="cannot be given 0.5 cores"),
         core_share([gone.pid], 0.5),
+    ):
+        pass
+
+
+def test_what_fails_while_processes_are_limited_keeps_its_own_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("disagg_train.bench.core_share._share", lambda *_: None)
+    with pytest.raises(ConnectionError, match="a rank hung up"), core_share([1], 0.5):
+        raise ConnectionError("a rank hung up")
+
+
+def test_a_machine_that_lets_nobody_limit_processes_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("disagg_train.bench.core_share._root", lambda: tmp_path / "missing")
+    with (
+        pytest.raises(ClusterError, match=r"cannot be given 0\.5 cores .* write to the cgroup"),
+        core_share([1], 0.5),
     ):
         pass

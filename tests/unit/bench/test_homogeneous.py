@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 
 from disagg_train.bench.homogeneous import Layout, Stages, best_homogeneous
-from disagg_train.bench.paper_cases import ENCODER, Case
+from disagg_train.bench.model_sizes import gpt, vit
+from disagg_train.bench.paper_cases import Case
+from disagg_train.bench.spreads import ENCODER
 from disagg_train.config.job import LANGUAGE
 from disagg_train.planner.analytic_costs import costs_by_size
 from disagg_train.planner.gpus import gpu
@@ -15,8 +17,8 @@ from disagg_train.schedule.ops import OpKind
 
 _H100 = gpu("H100").machine()
 _CASE = Case(
-    encoder=(24, 1024, 16),
-    language=(16, 2048, 16, 16, 8192, 32000),
+    encoder=vit(24, 1024, 16),
+    language=gpt(16, 2048, 16, 16, 8192, 32000),
     images=2,
     image_tokens=576,
     sequence_tokens=2048,
@@ -25,8 +27,8 @@ _CASE = Case(
     gpus_disjoint=16,
     expected="",
 )
-_LARGE_ENCODER = replace(_CASE, encoder=(48, 3072, 24))
-_LARGE_LANGUAGE = replace(_CASE, language=(32, 4096, 32, 32, 11008, 32000))
+_LARGE_ENCODER = replace(_CASE, encoder=vit(48, 3072, 24))
+_LARGE_LANGUAGE = replace(_CASE, language=gpt(32, 4096, 32, 32, 11008, 32000))
 
 
 def test_one_stage_takes_what_the_modules_take() -> None:
@@ -53,7 +55,7 @@ def test_stages_share_all_layers(pp: int) -> None:
 
 
 def test_a_larger_encoder_leaves_the_first_stage_fewer_layers() -> None:
-    large = replace(_LARGE_LANGUAGE, encoder=(48, 3072, 24))
+    large = replace(_LARGE_LANGUAGE, encoder=vit(48, 3072, 24))
     few, more = (
         Stages(case, case.job("first"), _H100, Layout(1, 1, 4, 4, 1)).layers[0]
         for case in (large, _LARGE_LANGUAGE)

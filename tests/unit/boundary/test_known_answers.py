@@ -9,12 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
-from disagg_train.boundary.layouts import (
-    Side,
-    destination_layout,
-    destination_streams,
-    source_layout,
-)
+from disagg_train.boundary.layouts import Side, destination_layout
 from disagg_train.data.collate import context_positions, pack_text
 from disagg_train.data.source import IGNORE, Sample
 from disagg_train.planner.step_plan import SampleSize, Slot, StepPlan
@@ -22,6 +17,7 @@ from disagg_train.topology.grid import Grid
 from disagg_train.topology.layout import Layout
 from tests.unit.boundary.player import Buffers, Exchanges, play
 from tests.unit.boundary.strategies import ENCODER, LANGUAGE, BoundaryCase, case_in_order
+from tests.unit.boundary.views import destination_streams, source_layout
 
 FAN_IN, FAN_OUT = (Grid(tp=2, dp=4), Grid(tp=4, dp=2)), (Grid(tp=4, dp=2), Grid(tp=2, dp=4))
 MEGATRON_ORDER = ("tp", "cp", "pp", "dp")

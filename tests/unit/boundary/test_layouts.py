@@ -3,14 +3,7 @@
 import pytest
 from hypothesis import given
 
-from disagg_train.boundary.layouts import (
-    Side,
-    destination_layout,
-    destination_streams,
-    holding_of,
-    source_layout,
-    source_rows,
-)
+from disagg_train.boundary.layouts import Side, destination_layout, holding_of
 from disagg_train.planner.step_plan import SampleSize, Slot, StepPlan
 from disagg_train.topology.grid import Grid
 from disagg_train.topology.layout import Layout
@@ -22,6 +15,7 @@ from tests.unit.boundary.strategies import (
     boundary_cases,
     two_encoders,
 )
+from tests.unit.boundary.views import destination_streams, source_layout, source_rows
 
 
 def streams_of(layout: Layout, like: Buffers) -> dict[int, Stream]:

@@ -12,13 +12,14 @@ from disagg_train.errors import PlanError
 from disagg_train.schedule.graph import Reach
 from disagg_train.topology.grid import Grid
 from tests.unit.boundary.strategies import BoundaryCase, boundary_cases, case_in_order
+from tests.unit.boundary.views import layouts_for
 
 
 @given(boundary_cases())
 def test_a_rank_needs_to_look_at_its_neighbours_alone(case: BoundaryCase) -> None:
     boundary = Boundary("under test", case.source, case.destination)
     for place in {*boundary.source_places, *boundary.destination_places}:
-        layouts = boundary.layouts_for(case.plan, case.microbatch, place)
+        layouts = layouts_for(boundary, case.plan, case.microbatch, place)
         routes = layouts.routes()
         assert layouts.forward(place, routes) == case.forward[place]
         assert layouts.backward(place, routes) == case.backward[place]
@@ -66,12 +67,12 @@ def test_a_rank_of_a_large_job_finds_its_part_of_the_whole(tp: int) -> None:
 def test_a_rank_of_many_looks_at_few() -> None:
     case = case_in_order([3] * 64, Grid(dp=32), Grid(dp=8), first_destination=32)
     boundary = Boundary("under test", case.source, case.destination)
-    layouts = boundary.layouts_for(case.plan, 0, 32)
+    layouts = layouts_for(boundary, case.plan, 0, 32)
     assert len(layouts.source.places) == 4 and layouts.destination.places == (32,)
 
 
 def test_a_rank_that_shares_a_lanes_rows_looks_at_its_own_rows_alone() -> None:
     case = case_in_order([6] * 32, Grid(dp=32), Grid(tp=8, dp=2), first_destination=32)
     language = replace(case.destination, sequence_parallel=True)
-    layouts = Boundary("under test", case.source, language).layouts_for(case.plan, 0, 33)
+    layouts = layouts_for(Boundary("under test", case.source, language), case.plan, 0, 33)
     assert len(layouts.source.places) == 2 and layouts.destination.places == (33,)

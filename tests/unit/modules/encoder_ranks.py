@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from disagg_train.boundary.layouts import Side, holding_of, source_layout
+from disagg_train.boundary.layouts import Side, holding_of
 from disagg_train.boundary.of_job import module_side
 from disagg_train.config.job import JobConfig
 from disagg_train.config.load import load_job
 from disagg_train.data.source import Sample, Split
 from disagg_train.planner.step_plan import SampleSize, Slot, StepPlan
 from disagg_train.topology.grid import Grid
+from tests.unit.boundary.views import source_layout
 from tests.unit.modules.language_ranks import DEADLINE_S, world
 from tests.unit.modules.towers import FAMILIES, NUM_LAYERS, Family
 

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disagg_train.config.job import LANGUAGE, JobConfig
-from disagg_train.planner.candidates import Candidate, Team, candidate_of, partitions
-from disagg_train.planner.shapes import Shape, shapes
+from disagg_train.planner.candidates import Candidate, Team, partitions
+from disagg_train.planner.shapes import Shape, shape_of, shapes
 from tests.unit.planner.planned import small_job
 
 _BELL = (1, 1, 2, 5, 15, 52)
@@ -35,12 +35,33 @@ def test_every_shape_keeps_to_the_rules_of_jobs(module: str) -> None:
         )
 
 
+def _candidate_of(job: JobConfig) -> Candidate:
+    """Return the way in which a job is laid out."""
+    train = job.train
+    teams = tuple(
+        Team(
+            tuple(name for name, module in job.modules.items() if module.group == group),
+            config.ranks,
+            config.accelerator,
+        )
+        for group, config in job.groups.items()
+    )
+    return Candidate(
+        teams,
+        {name: shape_of(module) for name, module in job.modules.items()},
+        train.microbatches,
+        min(train.window or train.microbatches, train.microbatches),
+        train.schedule,
+        train.deferral_span,
+    )
+
+
 def test_a_jobs_own_layout_is_a_candidate() -> None:
     job = small_job(encoders=2)
-    candidate = candidate_of(job)
+    candidate = _candidate_of(job)
     assert candidate.placement == "disjoint"
     assert candidate.job(job) == candidate.unchecked(job)
-    assert candidate_of(candidate.unchecked(job)) == candidate
+    assert _candidate_of(candidate.unchecked(job)) == candidate
 
 
 @pytest.mark.parametrize(

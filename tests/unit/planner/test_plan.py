@@ -1,26 +1,24 @@
 """Plans: as good as the best of all layouts, within memory, and sure as far as they say."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
-from itertools import product
 from math import inf
 
 import numpy as np
 import pytest
 
-from disagg_train.config.base import divisors
+from disagg_train.bench.every_layout import every_candidate
+from disagg_train.bench.statistics import rank_correlation
 from disagg_train.config.job import LANGUAGE, JobConfig
 from disagg_train.driver.planning import staged
 from disagg_train.errors import PlanError
 from disagg_train.planner.analytic_costs import costs_by_size
-from disagg_train.planner.candidates import Candidate, Pool, Team, partitions
+from disagg_train.planner.candidates import Pool
 from disagg_train.planner.finalists import Field, Finalist
 from disagg_train.planner.module_options import ModuleOptions
 from disagg_train.planner.plan import Plan, make_plan
 from disagg_train.planner.sample_costs import ModuleCost
 from disagg_train.planner.search import Search
-from disagg_train.planner.shapes import shapes
 from disagg_train.planner.step_costs import JobCosts
 from disagg_train.planner.workload import Batches, Workload, cost_ratio
 from tests.unit.planner.planned import MACHINE, samples, small_job
@@ -37,40 +35,11 @@ def _plan(job: JobConfig, batches: Batches, ranks: int = _RANKS, memory: float =
     return make_plan(job, pools, _costs, staged, batches, [s for b in batches for s in b])
 
 
-def _all_candidates(job: JobConfig, ranks: int) -> Iterator[Candidate]:
-    """Return every layout on some ranks, nothing computed again."""
-    for groups in partitions(list(job.modules)):
-        for sizes in product(range(1, ranks + 1), repeat=len(groups)):
-            if sum(sizes) == ranks:
-                teams = tuple(Team(g, n) for g, n in zip(groups, sizes, strict=True))
-                yield from _in_teams(job, teams)
-
-
-def _in_teams(job: JobConfig, teams: tuple[Team, ...]) -> Iterator[Candidate]:
-    names = [name for team in teams for name in team.modules]
-    fitting = [
-        [
-            shape
-            for shape in shapes(job.modules[name], team.ranks, 8)
-            if team.ranks % shape.num_ranks == 0 and shape.recompute == "none"
-        ]
-        for team in teams
-        for name in team.modules
-    ]
-    for chosen in product(*fitting):
-        own = dict(zip(names, chosen, strict=True))
-        for count in divisors(job.train.global_batch):
-            schedules = ["1f1b"]
-            if own[LANGUAGE].pp > 1 and own[LANGUAGE].vpp == 1:
-                schedules.append("zero_bubble")
-            yield from (Candidate(teams, own, count, count, each) for each in schedules)
-
-
 @cache
 def _all_finalists(ranks: int) -> tuple[JobConfig, list[Finalist]]:
     job = small_job(balance="none")
     field = Field(job, [Pool(ranks)], _costs, staged)
-    every = (field.finalist(candidate) for candidate in _all_candidates(job, ranks))
+    every = (field.finalist(candidate) for candidate in every_candidate(job, ranks))
     return job, [each for each in every if each is not None]
 
 
@@ -95,8 +64,7 @@ def test_candidates_are_ranked_about_as_they_are_simulated() -> None:
         assert made is not None
         rough.append(each.step_s)
         simulated.append(made.estimate(batches).step_s)
-    order = [np.argsort(np.argsort(values)) for values in (rough, simulated)]
-    assert np.corrcoef(*order)[0, 1] > 0.9
+    assert rank_correlation(rough, simulated) > 0.9
 
 
 def test_what_does_not_fit_is_not_chosen() -> None:
