@@ -24,15 +24,20 @@ from disagg_train.bench.under_ray import RayContestant, started_pool
 from disagg_train.config.job import LANGUAGE, JobConfig
 from disagg_train.driver import loop
 from disagg_train.driver.planning import layout_of, staged
-from disagg_train.planner.candidates import Pool
+from disagg_train.planner.candidates import Candidate, Pool, Team
 from disagg_train.planner.finalists import Field, Finalist
 from disagg_train.planner.plan import make_plan
+from disagg_train.planner.shapes import Shape
 from disagg_train.planner.trials import parse_degrees, trial_jobs
 from disagg_train.planner.workload import Batches
 
 RANKS = 4
-_AXES = ("tp=1,2", "pp=2", "cp=2")
-_DEGREES = (f"{ENCODER}:tp=1,2", f"{ENCODER}:pp=2", *(f"{LANGUAGE}:{axis}" for axis in _AXES))
+_SHAPES = ("tp=1,2", "pp=2", "cp=2,4", "tp=2:pp=2", "tp=2:cp=2")
+_DEGREES = (
+    *(f"{ENCODER}:{shape}" for shape in _SHAPES),
+    *(f"{LANGUAGE}:{shape}" for shape in (*_SHAPES, "cp=2:pp=2")),
+)
+"""Measured on all ranks; what passes between groups is measured in the job's own layout."""
 _WARM_UP, _STEPS, _BATCHES = 1, 4, 4
 
 
@@ -109,7 +114,10 @@ def run_plan_on_ranks(
 
 def _measured(pool: ActorPool, job: JobConfig, blocks: int, on_layout: OnLayout) -> MeasuredPlan:
     batches = tuple(plan.samples for plan in islice(job_plans(with_steps(job, _BATCHES)), _BATCHES))
-    profile, _ = profiled(pool, trial_jobs(job, parse_degrees(_DEGREES)))
+    team = Team(tuple(job.modules), RANKS)
+    together = Candidate((team,), dict.fromkeys(job.modules, Shape()), 2, 2)
+    trials = trial_jobs(together.unchecked(job), parse_degrees(_DEGREES))
+    profile, _ = profiled(pool, [*trial_jobs(job, {}), *trials])
     field = Field(job, [Pool(RANKS)], profile.costs, staged)
     samples = [sample for batch in batches for sample in batch]
     best = make_plan(job, [Pool(RANKS)], profile.costs, staged, batches, samples).best
