@@ -10,6 +10,7 @@ from disagg_train.driver.schedules import checked_training_schedule, evaluation_
 from disagg_train.planner.analytic_costs import costs_by_size
 from disagg_train.planner.balance import Balancer
 from disagg_train.planner.deferral import check_order
+from disagg_train.planner.gpus import named_hardware
 from disagg_train.planner.in_order import by_count, start_assignment
 from disagg_train.planner.machine import Machine
 from disagg_train.planner.step_plan import Assignment, SampleSize, StepPlan
@@ -51,7 +52,7 @@ class StepPlanner:
         job = self._job
         graph = job_graph(job)
         schedule = checked_training_schedule(job, graph)
-        return Balancer(job, graph, schedule, costs_by_size(job, Machine()))
+        return Balancer(job, graph, schedule, costs_by_size(job, named_hardware(job) or Machine()))
 
 
 def evaluation_plan(job: JobConfig, sizes: Sequence[SampleSize]) -> StepPlan:

@@ -110,3 +110,13 @@ def hardware_of(job: JobConfig, gpu_kind: str) -> Hardware:
         if group.accelerator is not None
     }
     return Hardware(gpu(gpu_kind).machine(precision), own)
+
+
+def named_hardware(job: JobConfig) -> Hardware | None:
+    """Return what a job's groups run on, if each names a GPU of which something is known."""
+    names = {name: group.accelerator or "" for name, group in job.groups.items()}
+    if not set(names.values()) <= GPUS.keys():
+        return None
+    precision = job.train.precision
+    own = {group: GPUS[name].machine(precision) for group, name in names.items()}
+    return Hardware(own[job.language.group], own)

@@ -15,7 +15,7 @@ import yaml
 from tests.ray.chat_jobs import chat_job, photo, record, save_set
 from tests.unit.data.chat.making import save_tokenizer
 
-pytestmark = [pytest.mark.bench, pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.soak, pytest.mark.ray, pytest.mark.timeout(900)]
 
 _SIDES = (64, 640)
 _SAMPLES, _SLACK, _DEADLINE_S = 96, 1.10, 400.0

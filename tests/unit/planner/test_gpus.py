@@ -4,7 +4,7 @@ import pytest
 
 from disagg_train.config.load import load_job
 from disagg_train.errors import ConfigError
-from disagg_train.planner.gpus import GPUS, hardware_of
+from disagg_train.planner.gpus import GPUS, hardware_of, named_hardware
 from tests.unit.config.jobs import JOB
 
 
@@ -20,6 +20,22 @@ def test_a_gpu_that_is_not_known_is_refused_with_those_that_are(override: str) -
     kind = "T4" if override == "name=other" else "H100"
     with pytest.raises(ConfigError, match="'T4'; use one of H100, H200, A100, L40S, B200"):
         hardware_of(load_job(JOB, [override]), kind)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "known"),
+    [(("L40S", "H100"), True), (("T4", "H100"), False), (("L40S", None), False)],
+)
+def test_hardware_is_known_where_all_groups_name_known_gpus(
+    kinds: tuple[str | None, ...], known: bool
+) -> None:
+    named = zip(("encoders", "language"), kinds, strict=True)
+    job = load_job(JOB, [f"groups.{group}.accelerator={kind or 'null'}" for group, kind in named])
+    hardware = named_hardware(job)
+    assert (hardware is not None) == known
+    if hardware is not None:
+        assert hardware.of("encoders") == GPUS["L40S"].machine("fp32")
+        assert hardware.default == hardware.of("language") == GPUS["H100"].machine("fp32")
 
 
 @pytest.mark.parametrize("name", GPUS)
