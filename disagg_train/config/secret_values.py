@@ -3,6 +3,7 @@
 import re
 
 _NAMES = {"TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL", "KEY", "APIKEY"}
+_NAMES |= {"TOKENS", "SECRETS", "PASSWORDS", "KEYS"}
 _PLACES = {"FILE", "PATH", "DIR", "FOLDER", "ID", "NAME"}
 """Last words of names whose values only say where or which a secret is."""
 
@@ -21,7 +22,7 @@ _MIXED = re.compile(r"(?=.*[a-z])(?=.*[A-Z])(?=.*\d)[A-Za-z0-9+_-]{32,}={0,2}")
 def is_secret_name(name: str) -> bool:
     """Whether an environment variable of this name holds a secret."""
     *_, last = words = name.upper().split("_")
-    return last not in _PLACES and bool(_NAMES & {*words, *(word.rstrip("S") for word in words)})
+    return last not in _PLACES and bool(_NAMES & set(words))
 
 
 def is_issued_secret(text: str) -> bool:
