@@ -186,7 +186,7 @@ def _token(about: KubernetesConfig) -> dict[str, str | Body]:
 
 def _variables(job: JobOutline) -> dict[str, str | Body]:
     about = job.kubernetes
-    found: dict[str, str | Body] = {"GLOO_SOCKET_IFNAME": "eth0"}
+    found: dict[str, str | Body] = {"RAY_worker_niceness": "0", "GLOO_SOCKET_IFNAME": "eth0"}
     if uses_gpus(job):
         found |= {"NCCL_SOCKET_IFNAME": "eth0", "NCCL_DEBUG": "WARN"}
         found["NCCL_IB_DISABLE"] = "0" if about.rdma else "1"
