@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from disagg_train.config.job import JobConfig
 from disagg_train.config.load import read_content
-from disagg_train.config.outline import outline_of
+from disagg_train.config.outline import JobOutline, outline_of
 from disagg_train.errors import ConfigError
 from tests.unit.config.jobs import JOB
 
@@ -39,6 +40,12 @@ def test_nothing_that_a_job_names_is_opened() -> None:
         "encoders": 2,
         "language": 4,
     }
+
+
+def test_what_a_job_leaves_out_is_as_in_training() -> None:
+    for name, field in JobOutline.model_fields.items():
+        if name != "kubernetes":
+            assert field.default == JobConfig.model_fields[name].default
 
 
 @pytest.mark.parametrize(
