@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.agent import Agents
 from actors.group import ActorGroup, locate
+from actors.pod_nodes import selector
 from actors.resources import ByGroup, is_counted
 from actors.scratch import ScratchFolder
 from actors.starting import Starting, numbered
@@ -181,8 +182,13 @@ class Cluster:
         return not any(takes.gpus for takes in self._resources.values())
 
     def _place(self, name: str, ranks: int) -> None:
-        bundles = [self._resources[name].bundle()] * ranks
-        self._placed[name] = placement_group(bundles, strategy="PACK")
+        bundle = self._resources[name].bundle()
+        label = selector(name, ranks, bundle, ray.nodes())
+        self._placed[name] = placement_group(
+            [bundle] * ranks,
+            strategy="PACK",
+            bundle_label_selector=[label] * ranks if label else None,
+        )
 
     @staticmethod
     def _await(name: str, placed: PlacementGroup, until_s: float, deadline_s: float) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from disagg_train.bench.commands import add_bench_commands
 from disagg_train.errors import DisaggTrainError
+from disagg_train.manifest_command import add_manifest_arguments, manifest
 from disagg_train.plan_command import add_plan_arguments, plan, planned
 from disagg_train.process_end import QuickEnd
 from disagg_train.profile_command import add_profile_arguments, profile
@@ -108,6 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_plan_arguments(
         _job_command(commands, "plan", plan, "find the best groups and layouts for some GPUs")
+    )
+    add_manifest_arguments(
+        _job_command(commands, "manifest", manifest, "print a job as Kubernetes objects")
     )
 
     verify = _job_command(commands, "verify", _verify, "compare a job with one process")

@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from disagg_train.config.base import Config, divisors
+from disagg_train.config.kubernetes import KubernetesConfig
 from disagg_train.config.modules import AnyModule, EncoderModule, GptModule, TransformerModule
 from disagg_train.config.planned import PlannedConfig
 from disagg_train.config.survival import CheckpointConfig, RecoveryConfig
@@ -204,6 +205,8 @@ class JobConfig(Config):
     """When the run's state is written."""
     recovery: RecoveryConfig = RecoveryConfig()
     """What happens when a rank dies, hangs or fails."""
+    kubernetes: KubernetesConfig | None = None
+    """How `disagg-train manifest` puts the job on Kubernetes; training does not read it."""
     plan: PlannedConfig | None = None
     """What the planner expected of this layout, where it wrote it; remove it where you change the
     layout."""

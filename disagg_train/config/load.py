@@ -1,6 +1,6 @@
 """Read a job from YAML, with overrides, and say what is wrong with it in plain words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -29,16 +29,41 @@ def load_job(
         ConfigError: the file is missing, is no YAML, or breaks rules; each is named with the
             field's path. Rules that span several parts are looked at once the parts are sound.
     """
-    content = _content(source)
-    for override in overrides:
-        _override(content, override)
+    content = read_content(source, overrides)
     fill_pretrained(content.get("modules"))
     if "data" in content:
         content["data"] = with_absolute_paths(content["data"])
     try:
         return JobConfig.model_validate(content)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(dict(e)) for e in error.errors())) from None
+        raise refusal(error.errors()) from None
+
+
+def read_content(
+    source: str | Path | Mapping[str, Any] | JobConfig, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return what a job file says, with overrides, and nothing filled in or looked at.
+
+    Args:
+        source: path of a YAML file, its parsed content, or a job.
+        overrides: ``a.b.c=value`` each; values are YAML.
+
+    Raises:
+        ConfigError: the file is missing or is no YAML, or an override is no such thing.
+    """
+    content: dict[str, Any] = _content(source)
+    for override in overrides:
+        _override(content, override)
+    return content
+
+
+def refusal(errors: Iterable[Any]) -> ConfigError:
+    """Return the error that names the path of every field that breaks a rule.
+
+    Args:
+        errors: as pydantic lists them.
+    """
+    return ConfigError("\n".join(_explain(dict(error)) for error in errors))
 
 
 def save_job(job: JobConfig, path: Path) -> None:
