@@ -34,7 +34,8 @@ class StepPlanner:
             samples: that it takes, in sampler order.
 
         Raises:
-            PlanError: the LLM takes a sample before its encoders, or beyond the declared span.
+            PlanError: the LLM takes a sample before its encoders, or beyond the declared span or
+                a window.
         """
         rate = learning_rate(self._job.train, step)
         return StepPlan(step, samples, self._assignment(samples), rate)

@@ -134,9 +134,10 @@ class _Step:
         two_levels = train.balance == "both" and train.deferral_span and self._job.encoders
         if two_levels and not few and (seats := self._two_levels()):
             yield seats
-        if seats := self._together(self._at_once()):
+        at_S = self._at_once()
+        if seats := self._together(at_S):
             yield seats
-        if train.balance != "llm" and (seats := self._gathered()):
+        if train.balance != "llm" and (seats := self._gathered(at_S)):
             yield seats
         if (few or not self._job.language.packed) and (seats := self._together(self._alike())):
             yield seats
@@ -181,15 +182,17 @@ class _Step:
         microbatches = dict.fromkeys(self._job.encoders, encoded_S) | {LANGUAGE: at_S}
         return self._seats(microbatches, lanes)
 
-    def _gathered(self) -> Mapping[str, Seats] | None:
-        """Return what suits all modules, with encoders that take several microbatches at once.
+    def _gathered(self, at_S: Ints) -> Mapping[str, Seats] | None:
+        """Return seats with encoders that take several microbatches at once.
 
         None where no encoder would, or its ranks would keep more than they may.
+
+        Args:
+            at_S: the LLM's microbatches.
         """
         run_of = runs(self._job, len(self.table))
         if all(run == 1 for run in run_of.values()):
             return None
-        at_S = self._at_once()
         microbatches = {name: at_S // run * run for name, run in run_of.items()}
         seats = self._seats(microbatches | {LANGUAGE: at_S})
         if seats is None:

@@ -5,7 +5,7 @@ How long a step takes is linear in the encoders' costs but for one comparison, a
 serve every ratio of the encoders' costs to the LLM's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -20,6 +20,9 @@ from disagg_train.planner.shapes import Shape
 
 _HALF_FILL = 0.5
 """Part of the pipeline's fill that remains with split backwards."""
+
+_Kind = tuple[Shape, int]
+"""A shape, and how many microbatches are taken at once."""
 
 Choices = Mapping[str, Sequence[Option]]
 """The options of every module, in the order of the groups."""
@@ -82,15 +85,15 @@ class Block:
         )
         return steps_s
 
-    def keys(self, numbers: Mapping[str, Mapping[Shape, int]]) -> Ints:
-        """Return a number of each combination, the same for the same shapes.
+    def keys(self, numbers: Mapping[str, Mapping[_Kind, int]]) -> Ints:
+        """Return a number of each combination, the same for the same shapes and runs.
 
         Args:
-            numbers: of the shapes of each module.
+            numbers: of the shapes and runs of each module.
         """
         found = np.zeros(len(self), np.int64)
         for name, at in self._chosen(self._fitting).items():
-            own = [numbers[name][each.shape] for each in self.choices[name]]
+            own = [numbers[name][each.shape, each.run] for each in self.choices[name]]
             found = found * len(numbers[name]) + np.array(own, np.int64)[at]
         return found
 
@@ -117,7 +120,7 @@ class Combinations:
 
     Args:
         blocks: by these.
-        keys: of all combinations, one after the other; the same for the same layout.
+        keys: of all combinations, one after the other; the same for the same shapes and runs.
     """
 
     blocks: Sequence[Block]
@@ -126,17 +129,17 @@ class Combinations:
     @classmethod
     def of(cls, blocks: Sequence[Block]) -> "Combinations":
         """Return the combinations of some blocks, all of the same groups."""
-        numbers: dict[str, dict[Shape, int]] = {}
+        numbers: dict[str, dict[_Kind, int]] = {}
         for block in blocks:
             for name, options in block.choices.items():
                 known = numbers.setdefault(name, {})
                 for option in options:
-                    known.setdefault(option.shape, len(known))
+                    known.setdefault((option.shape, option.run), len(known))
         assert prod(map(len, numbers.values())) < 2**63, "too many combinations for their numbers"
         return cls(blocks, np.concatenate([block.keys(numbers) for block in blocks]))
 
     def quickest(self, stretch: float) -> tuple[Floats, Ints]:
-        """Return the quickest of each layout: seconds of a step, and the number among all."""
+        """Return the quickest of each key: seconds of a step, and the number among all."""
         steps_s = np.concatenate([block.steps_s(stretch) for block in self.blocks])
         order = np.argsort(steps_s, kind="stable")
         _, first = np.unique(self.keys[order], return_index=True)
@@ -181,10 +184,11 @@ class _Axes:
         sizes = [len(options) for options in self._options.values()]
         window = np.full(sizes, microbatches, np.int64)
         fits = np.ones(sizes, np.bool_)
+        span = self._most(self._options, "run") - 1
         for team, memory in zip(teams, room, strict=True):
             encoders = [name for name in team.modules if name != LANGUAGE]
             free = memory - self.total(team.modules, "state_bytes")
-            free = free - self._most_passing(team.modules)
+            free = free - self._most(team.modules, "passing_bytes")  # ranks run one op at a time
             if LANGUAGE in team.modules:
                 free = free - self._language_bytes(microbatches, schedule)
                 a_window = self.total(encoders, "activation_bytes")
@@ -192,16 +196,16 @@ class _Axes:
                 smaller = self._largest(free, a_window, microbatches, self._units(encoders))
                 window = np.where(tight, smaller, window)
             else:
-                free = free - sum(self._ahead_bytes(name, microbatches) for name in encoders)
+                free = free - sum(self._ahead_bytes(n, microbatches, span) for n in encoders)
             fits &= free >= 0
         windows: Ints = np.where(fits, window, 0)
         return windows
 
-    def _most_passing(self, names: Sequence[str]) -> Floats:
-        """Return what lives inside one op; a rank runs one op at a time."""
-        most = self.total((), "passing_bytes")
+    def _most(self, names: Iterable[str], number: str) -> Floats:
+        """Return the largest of what some modules' options say."""
+        most = self.total((), number)
         for name in names:
-            most = np.maximum(most, self.column(name, "passing_bytes"))
+            most = np.maximum(most, self.column(name, number))
         return most
 
     def _language_bytes(self, microbatches: int, schedule: str) -> Floats:
@@ -211,11 +215,11 @@ class _Axes:
         ]
         return self.of(LANGUAGE, held)
 
-    def _ahead_bytes(self, name: str, microbatches: int) -> Floats:
+    def _ahead_bytes(self, name: str, microbatches: int, span: Floats) -> Floats:
         """Return what an encoder on ranks of its own holds until its gradients come."""
         after = self.of(LANGUAGE, [each.shape.pp for each in self._options[LANGUAGE]])
         own = self.of(name, [each.shape.pp for each in self._options[name]])
-        return self.column(name, "activation_bytes") * np.minimum(microbatches, own + after)
+        return self.column(name, "activation_bytes") * np.minimum(microbatches, own + after + span)
 
     def _units(self, encoders: Sequence[str]) -> Ints:
         """Return what windows are multiples of."""

@@ -23,7 +23,9 @@ def run_of(dp: int, samples_per_microbatch: float, within: int) -> int:
 
 
 def runs(job: JobConfig, num_samples: int) -> dict[str, int]:
-    """Return every encoder's run in a job's steps; 1 for those that have ranks of their own.
+    """Return every encoder's run in a job's steps, as long as it may be.
+
+    It is 1 for encoders that have ranks of their own.
 
     Args:
         job: says the window, and how far the LLM may put samples off.
@@ -33,7 +35,8 @@ def runs(job: JobConfig, num_samples: int) -> dict[str, int]:
     window = min(train.window or train.microbatches, train.microbatches)
     found = {}
     for name, encoder in job.encoders.items():
-        run = run_of(encoder.parallel.dp, num_samples / train.microbatches, window)
-        gathers = encoder.group == job.language.group and run <= train.deferral_span + 1
-        found[name] = run if gathers else 1
+        wanted = run_of(encoder.parallel.dp, num_samples / train.microbatches, window)
+        most = min(wanted, train.deferral_span + 1)
+        shared = encoder.group == job.language.group
+        found[name] = max(run for run in divisors(window) if run <= most) if shared else 1
     return found

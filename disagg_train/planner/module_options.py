@@ -52,12 +52,18 @@ class ModuleOptions:
         made = (
             self.option(name, pool, shape, ranks // shape.num_ranks, microbatches, run)
             for shape in fitting
-            for run in self._runs(ranks // shape.num_ranks, microbatches, gathers)
+            for run in self.runs(ranks // shape.num_ranks, microbatches, gathers)
         )
         return undominated(each for each in made if each is not None)
 
-    def _runs(self, dp: int, microbatches: int, gathers: bool) -> set[int]:
-        """Return the runs of microbatches to try."""
+    def runs(self, dp: int, microbatches: int, gathers: bool) -> set[int]:
+        """Return the runs of microbatches to try.
+
+        Args:
+            dp: replicas of an encoder.
+            microbatches: of a step.
+            gathers: whether it may take the samples of several microbatches at once.
+        """
         per_microbatch = self._workload.samples_per_step / microbatches
         return {1, run_of(dp, per_microbatch, microbatches)} if gathers else {1}
 

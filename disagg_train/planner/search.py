@@ -103,13 +103,22 @@ class Search:
             made = None
             for pp in (language.shape.pp, 1):
                 shape = Shape(language.shape.tp, language.shape.cp, pp)
-                dp = pool.count // shape.num_ranks
                 if self._cuts(name, shape):
-                    made = made or self._options.option(name, pool, shape, dp, microbatches)
+                    made = made or self._quickest_run(name, pool, shape, microbatches)
             if made is None:
                 return None
             found[name] = made
         return found
+
+    def _quickest_run(
+        self, name: str, pool: Pool, shape: Shape, microbatches: int
+    ) -> Option | None:
+        """Return a shape's option of colocated encoders, with the run that is quickest."""
+        dp = pool.count // shape.num_ranks
+        runs = self._options.runs(dp, microbatches, self._balances_encoders)
+        made = (self._options.option(name, pool, shape, dp, microbatches, run) for run in runs)
+        fitting = [each for each in made if each is not None]
+        return min(fitting, key=lambda each: (each.busy_s, each.run), default=None)
 
     def _cuts(self, name: str, shape: Shape) -> bool:
         model: Any = getattr(self._job.modules[name], "model", None)
@@ -168,8 +177,11 @@ class Search:
 
     def _gathers(self, name: str, team: Team) -> bool:
         """Whether a module may take the samples of several microbatches at once."""
-        balanced = self._job.train.balance in {"encoder", "both"}
-        return balanced and name != LANGUAGE and LANGUAGE in team.modules
+        return self._balances_encoders and name != LANGUAGE and LANGUAGE in team.modules
+
+    @property
+    def _balances_encoders(self) -> bool:
+        return self._job.train.balance in {"encoder", "both"}
 
     def _combined(
         self, teams: tuple[Team, ...], choices: Iterable[tuple[int, Choices]]

@@ -1,6 +1,6 @@
 """The stage graph as schedules see it: who computes together, what feeds what."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -130,17 +130,25 @@ class StageGraph:
     def _edges(self) -> dict[str, Edge]:
         return {edge.name: edge for edge in self.edges}
 
+    @cached_property
+    def _into(self) -> dict[str, tuple[Edge, ...]]:
+        return _grouped((edge.destination, edge) for edge in self.edges)
+
+    @cached_property
+    def _out_of(self) -> dict[str, tuple[Edge, ...]]:
+        return _grouped((edge.source, edge) for edge in self.edges)
+
     def edge(self, name: str) -> Edge:
         """Return the edge called ``name``."""
         return self._edges[name]
 
     def into(self, stage: str) -> tuple[Edge, ...]:
         """Return the edges that feed a stage."""
-        return tuple(edge for edge in self.edges if edge.destination == stage)
+        return self._into.get(stage, ())
 
     def out_of(self, stage: str) -> tuple[Edge, ...]:
         """Return the edges that a stage feeds."""
-        return tuple(edge for edge in self.edges if edge.source == stage)
+        return self._out_of.get(stage, ())
 
     def stages_of(self, place: int) -> tuple[StageNode, ...]:
         """Return the stages that a global rank hosts, in the order of the job file."""
@@ -163,13 +171,22 @@ class StageGraph:
 
         It may lie beyond the last of the step.
         """
+        if self.nodes[stage].module == self.last.module:
+            return microbatch
         following = (
             self.last_consumer(edge.destination, edge.reach.consumers(microbatch)[-1])
             for edge in self.out_of(stage)
         )
-        return max(following, default=microbatch)
+        return max(following)
 
     def runs_backward(self, stage: str) -> bool:
         """Return whether ``stage`` or anything upstream of it is trainable."""
         upstream = (edge.source for edge in self.into(stage))
         return self.nodes[stage].trainable or any(self.runs_backward(s) for s in upstream)
+
+
+def _grouped(edges: Iterable[tuple[str, Edge]]) -> dict[str, tuple[Edge, ...]]:
+    found: dict[str, tuple[Edge, ...]] = {}
+    for stage, edge in edges:
+        found[stage] = (*found.get(stage, ()), edge)
+    return found

@@ -15,9 +15,11 @@ from disagg_train.config.load import load_job
 from disagg_train.driver import loop, step_planner
 from disagg_train.driver.schedules import job_schedules
 from disagg_train.errors import DisaggTrainError
+from disagg_train.planner.deferral import reach_of
 from disagg_train.planner.in_order import split_evenly
 from disagg_train.planner.step_plan import Assignment, SampleSize
 from disagg_train.schedule.file import save_schedule
+from disagg_train.schedule.graph import Reach
 from disagg_train.trainer import Trainer
 from tests.parity.jobs import Degrees, small_job
 
@@ -147,17 +149,17 @@ def test_a_frozen_encoder_computes_the_next_steps_first_rows_once(pool: ActorPoo
 
 
 def putting_off(job: JobConfig, samples: Sequence[SampleSize]) -> dict[str, Assignment]:
-    """Assign samples in order, but let the LLM put every second or third one off."""
+    """Assign samples in order, but let the LLM put every second or third one off, if it may."""
     return {name: _put_off(job, name, len(samples)) for name in job.modules}
 
 
 def _put_off(job: JobConfig, module: str, num_samples: int) -> Assignment:
-    span = job.train.deferral_span if module == LANGUAGE else 0
+    reach = reach_of(job, "vision") if module == LANGUAGE else Reach()
     dp, microbatches = job.modules[module].parallel.dp, job.train.microbatches
     held: list[list[int]] = [[] for _ in range(microbatches)]
     for sample in range(num_samples):
-        microbatch = sample * microbatches // num_samples + sample % (span + 1)
-        held[min(microbatch, microbatches - 1)].append(sample)
+        may = reach.consumers(sample * microbatches // num_samples)
+        held[min(may[sample % len(may)], microbatches - 1)].append(sample)
     return tuple(split_evenly(samples, dp) for samples in held)
 
 

@@ -238,7 +238,10 @@ _EVEN = tuple(
 )
 
 
-@pytest.mark.parametrize(("span", "at"), [(3, [0, 0, 0, 0, 4, 4, 4, 4]), (2, list(range(8)))])
+@pytest.mark.parametrize(
+    ("span", "at"),
+    [(3, [0, 0, 0, 0, 4, 4, 4, 4]), (2, [0, 0, 2, 2, 4, 4, 6, 6]), (0, list(range(8)))],
+)
 def test_an_encoder_with_more_ranks_than_samples_takes_several_microbatches_at_once(
     span: int, at: list[int]
 ) -> None:
@@ -246,7 +249,7 @@ def test_an_encoder_with_more_ranks_than_samples_takes_several_microbatches_at_o
     found = case.balanced()
     assert sorted(Seats.of(found["vision"]).microbatch_S.tolist()) == at
     assert sorted(Seats.of(found[LANGUAGE]).microbatch_S.tolist()) == list(range(8))
-    assert (case.seconds(found) < 0.8 * case.seconds(case.start)) == (span == 3)
+    assert (case.seconds(found) < 0.8 * case.seconds(case.start)) == (span > 0)
 
 
 def _spread(case: Case, module: str, assignment: Mapping[str, Assignment]) -> float:

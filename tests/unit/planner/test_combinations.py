@@ -101,6 +101,7 @@ def test_the_quickest_number_of_microbatches_of_each_layout_is_kept() -> None:
 def _window(teams: tuple[Team, ...], chosen: _Chosen, microbatches: int, schedule: str) -> int:
     """Return the largest window that fits one combination; 0 where none does."""
     language, window = chosen[LANGUAGE], microbatches
+    span = max(each.run for each in chosen.values()) - 1
     for team in teams:
         encoders = [chosen[name] for name in team.modules if name != LANGUAGE]
         free = _ROOM - sum(chosen[name].state_bytes for name in team.modules)
@@ -115,7 +116,7 @@ def _window(teams: tuple[Team, ...], chosen: _Chosen, microbatches: int, schedul
                 window = max((w for w in smaller if a_window * w <= free), default=0)
         else:
             free -= sum(
-                each.activation_bytes * min(microbatches, each.shape.pp + language.shape.pp)
+                each.activation_bytes * min(microbatches, each.shape.pp + language.shape.pp + span)
                 for each in encoders
             )
         if free < 0:
