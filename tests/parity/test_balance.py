@@ -58,13 +58,6 @@ _CASES = [
     Case("disjoint, with texts alone", {}, {"pp": 2}, {"global_batch": 30}),
     Case("two encoders, disjoint", {}, {"pp": 2}, {"audio": {}}),
     Case("colocated, windows of 2", {"dp": 2}, {"pp": 2}, {"window": 2}, colocated=True),
-    Case(
-        "colocated, several microbatches at once",
-        {"dp": 4},
-        {"tp": 2, "pp": 2},
-        {"window": 4, "deferral_span": 3, "global_batch": 16, "microbatches": 8},
-        colocated=True,
-    ),
     pytest.param(
         Case("two encoders, one colocated", {"dp": 2}, {"pp": 2}, {"audio": {}}, colocated=True),
         marks=pytest.mark.slow,

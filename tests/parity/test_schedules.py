@@ -163,6 +163,19 @@ def _put_off(job: JobConfig, module: str, num_samples: int) -> Assignment:
     return tuple(split_evenly(samples, dp) for samples in held)
 
 
+def several_at_once(job: JobConfig, samples: Sequence[SampleSize]) -> dict[str, Assignment]:
+    """Assign samples in order, but let encoders take them in the first microbatch that they may."""
+    found = {}
+    for name, module in job.modules.items():
+        reach = Reach() if name == LANGUAGE else reach_of(job, name)
+        held: list[list[int]] = [[] for _ in range(job.train.microbatches)]
+        for sample in range(len(samples)):
+            microbatch = sample * len(held) // len(samples)
+            held[reach.drawn_on(microbatch)[0]].append(sample)
+        found[name] = tuple(split_evenly(samples, module.parallel.dp) for samples in held)
+    return found
+
+
 _DEFERRAL = {"deferral_span": 2, "microbatches": 5, "balance": "none"}
 
 
@@ -183,6 +196,16 @@ def test_putting_samples_off_trains_the_same_model(
 ) -> None:
     monkeypatch.setattr(step_planner, "start_assignment", putting_off)
     parity = Trainer(case.job).verify(_STEPS, pool)
+    assert parity.ok, parity
+
+
+def test_taking_several_microbatches_at_once_trains_the_same_model(
+    pool: ActorPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = {"deferral_span": 2, "microbatches": 8, "window": 3, "balance": "none"}
+    job = Case("colocated", {"dp": 4}, {"tp": 2, "pp": 2}, train, colocated=True).job
+    monkeypatch.setattr(step_planner, "start_assignment", several_at_once)
+    parity = Trainer(job).verify(_STEPS, pool)
     assert parity.ok, parity
 
 

@@ -1,6 +1,9 @@
 """Stage graphs: who feeds whom, who runs backward."""
 
-from disagg_train.schedule.graph import Edge, StageGraph
+from hypothesis import given
+from hypothesis import strategies as st
+
+from disagg_train.schedule.graph import Edge, Reach, StageGraph
 from tests.unit.schedule.strategies import LANGUAGE, graph_of, mixed_graph, node, pipelined_graph
 
 
@@ -60,3 +63,12 @@ def test_backward_reaches_through_a_chain_of_modules() -> None:
     }
     graph = StageGraph(nodes, (Edge("a", "b"), Edge("b", "c")))
     assert graph.runs_backward("c")
+
+
+@given(st.integers(0, 5), st.none() | st.integers(1, 6))
+def test_a_microbatch_draws_on_those_that_it_may_consume(span: int, window: int | None) -> None:
+    reach, count = Reach(span, window), range(20)
+    drawn = {(source, taken) for taken in count for source in reach.drawn_on(taken)}
+    assert drawn == {(s, taken) for s in count for taken in reach.consumers(s) if taken in count}
+    assert all(0 <= taken - source <= span for source, taken in drawn)
+    assert window is None or all(s // window == taken // window for s, taken in drawn)
