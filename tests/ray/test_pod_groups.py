@@ -6,7 +6,7 @@ import pytest
 
 from tests.ray.programs import run_program
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.mark.timeout(200)
