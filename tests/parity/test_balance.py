@@ -55,7 +55,10 @@ class Case:
 
 
 _CASES = [
-    Case("disjoint, with texts alone", {}, {"pp": 2}, {"global_batch": 30}),
+    pytest.param(
+        Case("disjoint, with texts alone", {}, {"pp": 2}, {"global_batch": 30}),
+        marks=pytest.mark.slow,
+    ),
     Case("two encoders, disjoint", {}, {"pp": 2}, {"audio": {}}),
     Case("colocated, windows of 2", {"dp": 2}, {"pp": 2}, {"window": 2}, colocated=True),
     pytest.param(

@@ -128,7 +128,8 @@ def test_a_killed_group_is_made_anew_and_the_training_equals_the_undisturbed_one
         assert (after[place] == pid) == (place[0] != group)
 
 
-@pytest.mark.parametrize("is_stopped", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("is_stopped", [True, False])
 def test_a_hung_rank_is_named_with_its_op_and_ended(
     pool: ActorPool, undisturbed: list[StepRecord], fault: Fault, is_stopped: bool
 ) -> None:
