@@ -46,7 +46,11 @@ def test_a_rank_that_dies_while_loading_a_sample_is_named(pool: ActorPool) -> No
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("LyingSource", r"sample 5 has \d+ tokens where its index says \d+"),
+        pytest.param(
+            "LyingSource",
+            r"sample 5 has \d+ tokens where its index says \d+",
+            marks=pytest.mark.slow,
+        ),
         ("BrokenFileSource", "sample 5: its file ends too early; remove it or repair it"),
     ],
 )

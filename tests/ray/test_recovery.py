@@ -106,7 +106,7 @@ def losses(records: list[StepRecord]) -> list[tuple[float, float]]:
     return [(record.loss, record.grad_norm) for record in records]
 
 
-@pytest.mark.parametrize("group", ["encoders", "language"])
+@pytest.mark.parametrize("group", ["encoders", pytest.param("language", marks=pytest.mark.slow)])
 def test_a_killed_group_is_made_anew_and_the_training_equals_the_undisturbed_one(
     pool: ActorPool, undisturbed: list[StepRecord], group: str
 ) -> None:

@@ -7,6 +7,8 @@ from disagg_train.driver.parity import max_relative_gradient
 from tests.unit.engine.backward_ranks import LAYOUTS, NUM_RANKS, WAYS, Seen, run_every_layout
 from tests.unit.forked import run_ranks
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-6
 UNEVEN = {"gpt ep2", "gpt frozen", "vit projector only"}
 """Layouts whose microbatches take unequal memory, or whose first stage takes none."""
