@@ -1,5 +1,6 @@
 """Is it the same training? Runs a job's layouts and one process on the same data."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from actors.group import results
@@ -32,7 +33,7 @@ def check_verifiable(job: JobConfig) -> None:
 
 
 def verify(
-    job: JobConfig, sizes: list[SampleSize], bad: BadSamples, steps: int, pool: ActorPool
+    job: JobConfig, sizes: Sequence[SampleSize], bad: BadSamples, steps: int, pool: ActorPool
 ) -> Parity:
     """Train the job's layouts and one process from the same seed and data, and compare.
 

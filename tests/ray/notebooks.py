@@ -10,7 +10,7 @@ import nbformat
 from nbclient import NotebookClient
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "notebooks"
-_CELL_S, _POLL_S = 180, 0.1
+_CELL_S, _POLL_S = 400, 0.1
 
 
 def run_notebook(name: str, folder: Path, interrupt_when: Path | None = None) -> Any:
