@@ -18,6 +18,7 @@ from actors.vaults import Vaults
 from disagg_train.config.job import JobConfig
 from disagg_train.driver.failure import Failure
 from disagg_train.driver.schedules import job_schedules
+from disagg_train.driver.signals import deferred_signals
 from disagg_train.driver.waiting import await_all
 from disagg_train.engine.setup import RankSetup, Rendezvous, StateSource
 
@@ -191,12 +192,13 @@ class Session:
 
         Ranks that do not answer in time are given back as unsound.
         """
-        futures = [group.teardown() for group in self._by_name.values()]
-        done, _ = wait(futures, timeout=_GOODBYE_S)
-        sound = len(done) == len(futures) and not any(future.exception() for future in done)
-        if self._vaults is not None:
-            self._vaults.close()
-        self._actors.release(self._by_name, sound)
+        with deferred_signals():  # who interrupts twice must not leave actors behind
+            futures = [group.teardown() for group in self._by_name.values()]
+            done, _ = wait(futures, timeout=_GOODBYE_S)
+            sound = len(done) == len(futures) and not any(future.exception() for future in done)
+            if self._vaults is not None:
+                self._vaults.close()
+            self._actors.release(self._by_name, sound)
 
     def __enter__(self) -> Self:
         return self

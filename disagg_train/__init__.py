@@ -3,11 +3,18 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from disagg_train.attached import attach
     from disagg_train.config.job import JobConfig
+    from disagg_train.run_view import read_run
     from disagg_train.trainer import Trainer
 
-__all__ = ["JobConfig", "Trainer"]
-_HOMES = {"JobConfig": "disagg_train.config.job", "Trainer": "disagg_train.trainer"}
+__all__ = ["JobConfig", "Trainer", "attach", "read_run"]
+_HOMES = {
+    "JobConfig": "disagg_train.config.job",
+    "Trainer": "disagg_train.trainer",
+    "attach": "disagg_train.attached",
+    "read_run": "disagg_train.run_view",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -11,7 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from disagg_train.bench.commands import add_bench_commands
-from disagg_train.errors import DisaggTrainError
+from disagg_train.errors import DisaggTrainError, RunStopped
 from disagg_train.manifest_command import add_manifest_arguments, manifest
 from disagg_train.plan_command import add_plan_arguments, plan, planned
 from disagg_train.process_end import QuickEnd
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command(arguments)
     except DisaggTrainError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+        return _TERMINATED if isinstance(error, RunStopped) else 1
     except KeyboardInterrupt:
         print("interrupted; all actors were ended", file=sys.stderr)
         return _INTERRUPTED
@@ -235,7 +235,6 @@ def _console() -> "Console":
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from disagg_train.metrics.progress import TrainingProgress
     from disagg_train.trainer import Trainer
 
     console = _console()
@@ -246,14 +245,7 @@ def _train(arguments: argparse.Namespace) -> int:
         resume=arguments.resume,
         overwrite=arguments.overwrite,
     )
-    console.print(f"starting {trainer.job.num_ranks} ranks; they need a moment to import Megatron")
-    with TrainingProgress(console, trainer.job.train.steps) as progress:
-        try:
-            for record in trainer.fit():
-                progress.say(*trainer.take_notes())
-                progress.update(record, trainer.evaluations)
-        finally:
-            progress.say(*trainer.take_notes())
+    trainer.run(console=console)
     _report(trainer, console)
     return 0
 

@@ -5,12 +5,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from disagg_train.errors import ConfigError
-
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from disagg_train.planner.candidates import Pool
 
 
 def add_plan_arguments(command: argparse.ArgumentParser) -> None:
@@ -41,7 +37,7 @@ def plan(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from disagg_train.config.load import load_job
-    from disagg_train.driver.cost_sources import by_profile, by_size
+    from disagg_train.driver.cost_sources import by_profile, by_size, pools_named
     from disagg_train.driver.planning import plan_job
 
     if arguments.profile:
@@ -49,7 +45,7 @@ def plan(arguments: argparse.Namespace) -> int:
     else:
         source, kind = by_size(arguments.gpu_kind), arguments.gpu_kind
     job = load_job(arguments.job, arguments.overrides)
-    answer = plan_job(job, _pools(arguments.gpus, kind), source, arguments.samples)
+    answer = plan_job(job, pools_named(arguments.gpus, kind), source, arguments.samples)
     if arguments.write:
         answer.write(Path(arguments.write))
     if arguments.json:
@@ -67,16 +63,3 @@ def planned(arguments: argparse.Namespace, console: "Console") -> dict[str, Any]
     answer = plan_in_place(load_job(arguments.job, arguments.overrides))
     console.print(answer.tables())
     return answer.content
-
-
-def _pools(text: str, gpu_kind: str | None) -> "list[Pool]":
-    """Return the GPUs of ``64`` or of ``H100=48,L40S=16``."""
-    from disagg_train.driver.cost_sources import pool_of
-
-    pools = []
-    for part in text.split(","):
-        kind, equals, count = part.rpartition("=")
-        if not count.isdigit() or not int(count):
-            raise ConfigError(f"--gpus {text}: {part!r} is no number of GPUs; write 64 or H100=48")
-        pools.append(pool_of(int(count), kind if equals else gpu_kind))
-    return pools

@@ -1,43 +1,48 @@
-"""The Python API: ``for step in Trainer("job.yaml").fit(): ...``, in scripts and notebooks."""
+"""The Python API: ``Trainer("job.yaml").run()``, in scripts and notebooks."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from rich.console import Console
+
+from actors.board import announcing
 from actors.cluster import RayConnection
-from actors.group import results
 from actors.pool import ActorPool
+from actors.quiet import hush_ray
 from actors.session import Session, on_cluster
-from disagg_train.checkpoint.manifest import CheckpointStore, Manifest, read_manifest
+from disagg_train.checkpoint.beginning import find_beginning, make_way, started_from
+from disagg_train.checkpoint.manifest import CheckpointStore
 from disagg_train.checkpoint.reader import CheckpointReader
-from disagg_train.checkpoint.same_run import check_same_run
 from disagg_train.config.job import JobConfig
 from disagg_train.config.load import load_job, save_job
 from disagg_train.config.resize import resized
 from disagg_train.data.index import usable_sizes
+from disagg_train.data.run_pictures import draw_run
 from disagg_train.data.source import DataSource, open_source
 from disagg_train.driver import loop
-from disagg_train.driver.commitment import BadSamples
+from disagg_train.driver.commitment import BadSamples, listed_in
+from disagg_train.driver.cost_sources import by_size, pools_named
 from disagg_train.driver.evaluation import fold_evaluation
-from disagg_train.driver.parity import Observation, Parity, compare, one_process
-from disagg_train.driver.plans import (
-    EvaluationPlans,
-    RecordedPlans,
-    TrainingPlans,
-    training_batches,
-)
+from disagg_train.driver.parity import Parity
+from disagg_train.driver.planning import Answer, plan_in_place, plan_job
+from disagg_train.driver.plans import EvaluationPlans
 from disagg_train.driver.requests import Requests, ResizeRequest
+from disagg_train.driver.signals import deferred_signals
 from disagg_train.errors import ConfigError
-from disagg_train.metrics.pictures import Reading, draw_curve, draw_readings
+from disagg_train.metrics.board import RunFacts
+from disagg_train.metrics.frame import step_frame
+from disagg_train.metrics.page import Page
+from disagg_train.metrics.progress import progress_on
 from disagg_train.metrics.records import BadSample, Evaluation, StepRecord
-from disagg_train.metrics.sinks import JsonLines
-from disagg_train.planner.step_plan import SampleSize
+from disagg_train.run_view import Steps, report_of
 from disagg_train.training import OpenSession, TrainingRun, committer_of
+from disagg_train.verification import check_verifiable, verify
 
-_READINGS = 10
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 class Trainer:
@@ -66,18 +71,17 @@ class Trainer:
         resume: str | Path | None = None,
         overwrite: bool = False,
     ) -> None:
-        self.job = load_job(job, overrides)
-        self._start_step = 0
-        if self.job.start_from is not None:
-            self._start(self.job.start_from)
+        self.job, self._start_step = started_from(load_job(job, overrides))
         self.source: DataSource = open_source(self.job)
         self._train_sizes, bad = usable_sizes(self.source, self.job, "train")
         in_index = getattr(self.source, "bad_samples", ())
         self.bad = BadSamples(self.job.data.max_bad_samples, [*in_index, *bad])
-        self.notes: list[str] = []
         self.store = CheckpointStore(self.job.checkpoint_folder)
         self._overwrite, self._resume = overwrite, None if resume is None else str(resume)
-        self._found, self._found_in = (None, "") if resume is None else self._find(str(resume))
+        self._found = find_beginning(self.job, self.store, self._resume)
+        self.notes: list[str] = [*self._found.notes]
+        if self._found.manifest is not None:
+            self.bad.add([BadSample(**bad) for bad in self._found.manifest.bad_samples or ()])
         self._address = address
         self._ray: RayConnection | None = None
         self._finished = False
@@ -108,8 +112,48 @@ class Trainer:
         """Folder of the run."""
         return Path(self.job.output)
 
-    def fit(self, pool: ActorPool | None = None) -> Iterator[StepRecord]:
-        """Train; yield a record after every step.
+    @property
+    def step_stats(self) -> "DataFrame":
+        """A row per step so far, as a pandas frame; its columns are those of ``step_frame``."""
+        return step_frame(self.records)
+
+    def plan(self, gpus: int | str | None = None, gpu_kind: str = "H100") -> Answer:
+        """Return the best groups, layouts and schedule for the job, with what was expected of them.
+
+        Args:
+            gpus: how many, or how many of which kinds (``H100=48,L40S=16``); where not given, as
+                many ranks as the job asks for, by what ``disagg-train profile`` measured of them.
+            gpu_kind: of a plain number of GPUs.
+
+        Raises:
+            ConfigError: nothing is known of the GPU.
+            PlanError: nothing fits.
+        """
+        if gpus is None:
+            return plan_in_place(self.job)
+        return plan_job(self.job, pools_named(str(gpus), gpu_kind), by_size(gpu_kind))
+
+    def run(self, pool: ActorPool | None = None, console: Console | None = None) -> None:
+        """Train to the end, with live progress in the terminal or the notebook's cell.
+
+        It is ``fit`` in one call; interrupting the cell is a first Ctrl-C.
+
+        Args:
+            pool: warm actors to use; actors of its own are made and ended where none is given.
+            console: to draw on; the usual one where not given.
+        """
+        with progress_on(console or Console(), self.job.train.steps) as progress:
+            progress.say(f"starting {self.job.num_ranks} ranks; they need a moment to get ready")
+            try:
+                with contextlib.closing(self.fit(pool)) as steps:
+                    for record in steps:
+                        progress.say(*self.take_notes())
+                        progress.update(record, self.evaluations)
+            finally:
+                progress.say(*self.take_notes())
+
+    def fit(self, pool: ActorPool | None = None) -> Steps:
+        """Train step by step: iterate to go on, over a record after every step.
 
         Writes the job (``job.yaml``), ``metrics.jsonl``, ``evaluations.jsonl``,
         ``bad_samples.jsonl`` and ``failures.jsonl`` if there are any, ``trace.json``, pictures and
@@ -117,6 +161,7 @@ class Trainer:
         failure the steps since the restored one are run, and yielded, once more.
 
         The first Ctrl-C or SIGTERM ends the running step and saves; the second ends at once.
+        While it trains, other processes can ``disagg_train.attach`` to it by the job's name.
 
         Args:
             pool: warm actors to use; actors of its own are made and ended where none is given.
@@ -125,7 +170,11 @@ class Trainer:
             ClusterError: the cluster cannot hold the job.
             ConfigError: the output folder holds checkpoints of an earlier run.
             RankError: a rank failed and the run may not, or cannot, go on.
+            RunStopped: somebody who is attached asked the run to stop.
         """
+        return Steps(self._fit(pool))
+
+    def _fit(self, pool: ActorPool | None) -> Generator[StepRecord]:
         self._prepare_output()
         if pool is not None:
             yield from self._run(partial(pool.session, keeps_copies=self._keeps_copies))
@@ -146,56 +195,43 @@ class Trainer:
         Raises:
             ConfigError: a new run would mix its checkpoints with those of an earlier one.
         """
-        begin = 0 if self._found is None else self._found.step
-        later = [step for step in self.store.steps() if step > begin]
-        if later and self._resume != "auto":
-            if not self._overwrite:
-                raise ConfigError(
-                    f"{self.job.checkpoint_folder} holds checkpoints of an earlier run, up to step "
-                    f"{later[-1]}; go on with it (--resume auto), remove them (--overwrite), or "
-                    f"set another `output`"
-                )
-            self.store.clear(after=begin)
+        if self._resume != "auto":
+            make_way(self.store, self.job, self._found.step, self._overwrite)
         self.output.mkdir(parents=True, exist_ok=True)
         save_job(self.job, self.output / "job.yaml")
 
     def _run(self, open_session: OpenSession) -> Iterator[StepRecord]:
-        run = TrainingRun(
-            self.job,
-            self._train_sizes,
-            self.bad,
-            self.store,
-            self._found,
-            self._found_in,
-            open_session,
-            self._evaluate,
-        )
-        self.records, self.evaluations = run.files.records, run.files.evaluations
-        with run, self._listing_bad_samples():
-            try:
-                for record in run.steps():
-                    self._take_over(run)
-                    yield record
-            finally:
-                self._take_over(run)
-        self._draw()
+        facts = RunFacts(self.job.name, self.job.train.steps, str(self.output.absolute()))
+        with announcing(facts, self.notes) as announcer:
+            run = TrainingRun(
+                self.job,
+                self._train_sizes,
+                self.bad,
+                self.store,
+                self._found.manifest,
+                self._found.folder,
+                open_session,
+                self._evaluate,
+            )
+            self.records, self.evaluations = run.files.records, run.files.evaluations
+            announcer.tell(self.records, self.notes)
+            with run, listed_in(self.output / "bad_samples.jsonl", self.bad):
+                try:
+                    for record in run.steps():
+                        if announcer.tell([record], self._take_over(run)):
+                            run.ask_to_stop()
+                        yield record
+                finally:
+                    announcer.tell((), self._take_over(run))
+        self.notes += draw_run(self.output, self.records, self.evaluations, self.source)
         self._finished = True
 
-    def _take_over(self, run: TrainingRun) -> None:
-        """Show what the run knows by now."""
+    def _take_over(self, run: TrainingRun) -> list[str]:
+        """Show what the run knows by now; return what is new for people."""
         self.job, self.restarts = run.job, run.restarts
-        self.notes += run.take_notes()
-
-    @contextlib.contextmanager
-    def _listing_bad_samples(self) -> Iterator[None]:
-        """Write what was taken out at the end, also where too many of them are the end."""
-        try:
-            yield
-        finally:
-            if self.bad.count:
-                with JsonLines(self.output / "bad_samples.jsonl") as listed:
-                    for bad in self.bad:
-                        listed.write(asdict(bad))
+        notes = run.take_notes()
+        self.notes += notes
+        return notes
 
     def take_notes(self) -> list[str]:
         """Return what people should know, and has not been returned before."""
@@ -249,54 +285,6 @@ class Trainer:
         finally:
             self.close()
 
-    def _start(self, run: str) -> None:
-        """Refuse an earlier run without a sound checkpoint, before any actor starts."""
-        folder = Path(run).expanduser().absolute()
-        with CheckpointReader(folder) as checkpoint:
-            checkpoint.verify()
-            self._start_step = checkpoint.step
-        self.job = self.job.model_copy(update={"start_from": str(folder)})
-
-    def _find(self, resume: str) -> tuple[Manifest | None, str]:
-        """Return the checkpoint to go on from, and where it lies.
-
-        Raises:
-            CheckpointError: the one that was named is damaged.
-            ConfigError: it is of another run.
-        """
-        if resume == "auto":
-            found, notes = self.store.newest_sound()
-            self.notes += notes
-            folder = "" if found is None else self.store.address(found.step)
-        else:
-            with CheckpointReader(resume) as checkpoint:
-                checkpoint.verify()
-                folder = checkpoint.folder
-            found = read_manifest(folder)
-        if found is not None:
-            check_same_run(found.job, self.job)
-            self.bad.add([BadSample(**bad) for bad in found.bad_samples or ()])
-        return found, folder
-
-    def _draw(self) -> None:
-        try:
-            draw_curve(self.output / "curve.png", self.records, self.evaluations)
-            if readings := self._readings():
-                draw_readings(self.output / "predictions.png", readings)
-        except ImportError:
-            self.notes.append("no pictures were drawn: pip install 'disagg_train[demo]'")
-
-    def _readings(self) -> list[Reading]:
-        if not self.evaluations:
-            return []
-        seen = []
-        for answer in self.evaluations[-1].answers:
-            inputs = self.source.load(answer.key).inputs.values()
-            images = [image for found in inputs for image in found if image.ndim == 3]
-            if images:
-                seen.append(Reading(images[0], answer.predicted, answer.true))
-        return seen[:_READINGS]
-
     def verify(self, steps: int, pool: ActorPool | None = None) -> Parity:
         """Train the job's layouts and one process from the same seed and data, and compare.
 
@@ -307,11 +295,7 @@ class Trainer:
         Raises:
             ConfigError: the job's arithmetic rounds more than the comparison allows.
         """
-        if (precision := self.job.train.precision) != "fp32":
-            raise ConfigError(
-                f"train.precision={precision} rounds differently on every layout; "
-                f"verify with --set train.precision=fp32"
-            )
+        check_verifiable(self.job)
         if pool is None:
             self._connect(self.job.num_ranks)
             pool = ActorPool(self.job.num_ranks)
@@ -320,52 +304,32 @@ class Trainer:
             finally:
                 pool.close()
                 self.close()
-        batches = training_batches(self.job, self._train_sizes)
-        found, trained_on = self._observe(self.job, TrainingPlans(self.job, batches, steps), pool)
-        alone = one_process(self.job)
-        same = TrainingPlans(alone, iter(trained_on), steps)
-        return compare(found, self._observe(alone, same, pool)[0])
+        return verify(self.job, self._train_sizes, self.bad, steps, pool)
 
-    def _observe(
-        self, job: JobConfig, plans: TrainingPlans, pool: ActorPool
-    ) -> tuple[Observation, list[tuple[SampleSize, ...]]]:
-        """Return what a run shows, and the samples of its steps."""
-        records: list[StepRecord] = []
-        first_gradients: dict[str, Any] = {}
-        recorded = RecordedPlans(plans)
-        with pool.session(job) as session:
-            committer, deadline_s = committer_of(session, self.bad), job.deadlines.step_s
-            steps = loop.train(
-                session.groups, recorded, deadline_s, lambda step: step == 0, committer
-            )
-            for record, _ in steps:
-                records.append(record)
-                first_gradients = first_gradients or _collect(session, "gradients")
-            weights = _collect(session, "weights")
-        losses, norms = [r.loss for r in records], [r.grad_norm for r in records]
-        return Observation(losses, norms, first_gradients, weights), recorded.batches
+    def report(self, path: str | Path | None = None) -> Page:
+        """Write the run's report, one page of HTML; a notebook's cell shows it.
+
+        Args:
+            path: of the page; ``report.html`` in the run's folder where not given.
+        """
+        return report_of(self.output, path)
 
     def _connect(self, num_ranks: int) -> None:
+        """Connect to Ray; a Ray that is half started would be nobody's to stop."""
         if self._ray is None:
-            self._ray = RayConnection(self._address, num_ranks)
+            with deferred_signals():
+                self._ray = RayConnection(self._address, num_ranks)
+            hush_ray()
 
     def close(self) -> None:
         """Stop the Ray that this trainer started, if any."""
-        if self._ray is not None:
-            self._ray.close()
-            self._ray = None
+        with deferred_signals():
+            if self._ray is not None:
+                self._ray.close()
+                self._ray = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _collect(session: Session, what: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for group in session.groups:
-        future = group.weights() if what == "weights" else group.gradients()
-        for part in results(future, session.job.deadlines.step_s, group.name, what):
-            found.update(part)
-    return found

@@ -77,6 +77,7 @@ class TrainingRun:
         self._steps_done = 0 if start is None else start.step
         self._requests = Requests(self._output)
         self._requests.clear()
+        self._stop = Stop(job.recovery.grace_s)
         self._policy = RestartPolicy(job.recovery)
         self._skips = SkippedSteps(job.train.max_skipped)
         self._drift = DriftMonitor.of(job)
@@ -117,6 +118,10 @@ class TrainingRun:
         """How often actors were made anew after a failure."""
         return self._policy.num_restarts
 
+    def ask_to_stop(self) -> None:
+        """Have the run end its step and save, as a first Ctrl-C does; ``steps`` then raises."""
+        self._stop.ask()
+
     def take_notes(self) -> list[str]:
         """Return what people should know, and has not been returned before."""
         notes, self._notes = self._notes + self._keeper.notes, []
@@ -131,10 +136,11 @@ class TrainingRun:
         Raises:
             RankError: a rank failed and the run may not, or cannot, go on.
             CheckpointError: a checkpoint cannot be written.
+            RunStopped: the run was asked to stop.
         """
         if self._session.note:
             self._notes.append(self._session.note)
-        with Stop(self.job.recovery.grace_s) as stop:
+        with self._stop as stop:
             while True:
                 try:
                     yield from self._attempt(stop)

@@ -5,7 +5,10 @@ while another step runs. What they report is taken out and the plan is made agai
 samples had never been in the data set. Nothing runs a plan that is not committed.
 """
 
+import contextlib
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from disagg_train.driver.ports import Group
@@ -13,6 +16,7 @@ from disagg_train.driver.signals import Deliver
 from disagg_train.driver.waiting import await_all
 from disagg_train.errors import DataError
 from disagg_train.metrics.records import BadSample
+from disagg_train.metrics.sinks import JsonLines
 from disagg_train.planner.step_plan import StepPlan
 
 
@@ -72,6 +76,18 @@ class BadSamples:
         """Return those that were added since the last call."""
         new, self._new = tuple(self._new), []
         return new
+
+
+@contextlib.contextmanager
+def listed_in(path: Path, bad: BadSamples) -> Iterator[None]:
+    """Write what was taken out at the end, also where too many of them are the end."""
+    try:
+        yield
+    finally:
+        if bad.count:
+            with JsonLines(path) as listed:
+                for each in bad:
+                    listed.write(asdict(each))
 
 
 class Committer:

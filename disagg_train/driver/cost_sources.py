@@ -88,3 +88,22 @@ def pools_of(job: JobConfig) -> list[Pool]:
     for group in job.groups.values():
         counts[group.accelerator] = counts.get(group.accelerator, 0) + group.ranks
     return [pool_of(count, kind) for kind, count in counts.items()]
+
+
+def pools_named(gpus: str, gpu_kind: str | None) -> list[Pool]:
+    """Return the GPUs of ``64`` or of ``H100=48,L40S=16``.
+
+    Args:
+        gpus: how many, or how many of each kind.
+        gpu_kind: of a plain number of them.
+
+    Raises:
+        ConfigError: a part is no number of GPUs, or nothing is known of a kind.
+    """
+    pools = []
+    for part in gpus.split(","):
+        kind, equals, count = part.rpartition("=")
+        if not count.isdigit() or not int(count):
+            raise ConfigError(f"gpus={gpus}: {part!r} is no number of GPUs; write 64 or H100=48")
+        pools.append(pool_of(int(count), kind if equals else gpu_kind))
+    return pools

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 from rich.console import Group, RenderableType
+from rich.jupyter import JupyterMixin
 from rich.table import Table
 
 from disagg_train.boundary.of_job import job_graph
@@ -35,8 +36,8 @@ MOST_BATCHES = 4
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the planner says of a job.
+class Answer(JupyterMixin):
+    """What the planner says of a job; a notebook's cell, and rich, show its tables.
 
     Args:
         job: as it was given.
@@ -86,6 +87,9 @@ class Answer:
             "notes": list(self.costs.notes(plan.best.job)),
             "took_s": self.took_s,
         }
+
+    def __rich__(self) -> RenderableType:
+        return self.tables()
 
     def tables(self) -> RenderableType:
         """Return what people read: the layouts side by side, why others lost, how sure it is."""

@@ -3,6 +3,9 @@
 An exception raised by a signal can land anywhere, inside Ray's or a lock's own code too,
 and then clean-up may hang. Held back, a signal is delivered where nothing is half done. While a
 run trains, the first one only asks it to end its step and to save.
+
+A notebook's kernel sets the handler of SIGINT anew for every cell, and event loops have handlers
+that only take note; both are met here.
 """
 
 import contextlib
@@ -11,10 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
+
+from disagg_train.errors import RunStopped
 
 Deliver = Callable[[], None]
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
+_ASKED = 0
+"""In a signal's place where the wish to stop came by word."""
 
 
 class Stop:
@@ -36,12 +43,10 @@ class Stop:
         self._second: int | None = None
         self._holds_back = 0
         self.requested: int | None = None
-        """Number of the first signal that came; None as long as none did."""
+        """Number of the first signal that came, 0 for a spoken wish; None as long as none did."""
 
     def __enter__(self) -> Self:
-        self._usual = _usual_handlers(ignored=False)
-        for number in self._usual:
-            signal.signal(number, self._note)
+        self._install()
         if self._usual:
             _installed.append(self)
         return self
@@ -49,9 +54,15 @@ class Stop:
     def __exit__(self, *_: object) -> None:
         self._uninstall()
 
+    def ask(self) -> None:
+        """End the run as a first signal does, without one; another signal is then a second one."""
+        if self.requested is None:
+            self.requested, self._until_s = _ASKED, self._clock() + self._grace_s
+
     @contextlib.contextmanager
     def holding_back(self) -> Iterator[None]:
         """Hold a second signal back, for ``deliver`` or the end."""
+        self._install()
         self._holds_back += 1
         try:
             yield
@@ -67,12 +78,15 @@ class Stop:
     def raise_it(self) -> None:
         """Call the usual handler of the signal that came; all handlers are the usual ones again.
 
-        It raises ``KeyboardInterrupt`` or ``SystemExit``, or ends the process.
+        It raises ``KeyboardInterrupt`` or ``SystemExit``, or ends the process. A wish that came by
+        word raises ``RunStopped``.
         """
         number, self._second = self._second or self.requested, None
         self._uninstall()
+        if number == _ASKED:
+            raise RunStopped
         if number is not None:
-            signal.raise_signal(number)
+            _raise(number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
@@ -83,8 +97,15 @@ class Stop:
         if not self._holds_back:
             self.raise_it()
 
+    def _install(self) -> None:
+        """Take the place of the usual handlers, also of those that came since the last time."""
+        for number, usual in _usual_handlers(ignored=False).items():
+            if usual != self._note:
+                self._usual[number] = usual
+                signal.signal(number, self._note)
+
     def _uninstall(self) -> None:
-        _restore(self._usual)
+        _restore(self._usual, self._note)
         if self._usual:
             _installed.remove(self)
         self._usual = {}
@@ -139,6 +160,16 @@ def _usual_handlers(ignored: bool = True) -> dict[int, Any]:
     return {number: usual for number, usual in handlers.items() if usual not in left_alone}
 
 
-def _restore(usual: dict[int, Any]) -> None:
+def _restore(usual: dict[int, Any], ours: Any = None) -> None:
+    """Put handlers back; where ``ours`` is given, only in its own place."""
     for number, handler in usual.items():
-        signal.signal(number, handler)
+        if ours is None or signal.getsignal(number) == ours:
+            signal.signal(number, handler)
+
+
+def _raise(number: int) -> NoReturn:
+    """Call a signal's handler; one that only takes note, an event loop's, must not be the end."""
+    signal.raise_signal(number)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)

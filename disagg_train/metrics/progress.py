@@ -1,15 +1,21 @@
-"""Live progress in a terminal: step, loss, tokens per second, time left."""
+"""Live progress in a terminal or a notebook's cell: step, loss, tokens per second, time left."""
 
+import time
+from collections import deque
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.jupyter import JupyterMixin
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from disagg_train.metrics.records import Evaluation, StepRecord
 
 _SMOOTHING = 0.9
 _LINES = 10
+_MOST_LINES = 100
+_REDRAW_S = 0.1
 
 
 class TrainingProgress:
@@ -21,7 +27,7 @@ class TrainingProgress:
     """
 
     def __init__(self, console: Console, steps: int) -> None:
-        self._console, self._steps = console, steps
+        self._steps = steps
         self._bar = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -37,19 +43,19 @@ class TrainingProgress:
     def update(self, record: StepRecord, evaluations: Sequence[Evaluation]) -> None:
         """Show a step, and the evaluation after it if there was one."""
         new = record.tokens_per_s
+        if not self._tokens_per_s:  # a resumed run begins in the middle, with nothing done yet
+            self._bar.reset(self._task, completed=record.step)
         old = self._tokens_per_s or new
         self._tokens_per_s = _SMOOTHING * old + (1 - _SMOOTHING) * new
         numbers = f"loss {record.loss:.3f}  {self._tokens_per_s:,.0f} tokens/s"
         self._bar.update(self._task, completed=record.step + 1, numbers=numbers)
         if (record.step + 1) % max(self._steps // _LINES, 1) == 0:
-            self._bar.console.print(f"step {record.step + 1:>5}  {numbers}", highlight=False)
+            self.say(f"step {record.step + 1:>5}  {numbers}")
         for evaluation in evaluations[self._evaluated :]:
-            self._bar.console.print(
+            self.say(
                 f"held out after {evaluation.step} steps: loss {evaluation.loss:.3f}, "
                 f"accuracy {evaluation.accuracy:.3f}, exact match {evaluation.exact_match:.3f}, "
-                f"token F1 {evaluation.token_f1:.3f}",
-                highlight=False,
-                soft_wrap=True,
+                f"token F1 {evaluation.token_f1:.3f}"
             )
         self._evaluated = len(evaluations)  # fewer than before, where a run went back
 
@@ -64,3 +70,55 @@ class TrainingProgress:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
+
+
+class CellProgress(TrainingProgress, JupyterMixin):
+    """The same in one output of a notebook's cell, which is replaced as the run goes on.
+
+    Nothing is drawn from another thread, and no widgets are needed: what was drawn last stays in
+    the notebook's file.
+
+    Args:
+        console: for the bar.
+        steps: of the run.
+    """
+
+    def __init__(self, console: Console, steps: int) -> None:
+        super().__init__(console, steps)
+        self._lines: deque[str] = deque(maxlen=_MOST_LINES)
+        self._output: Any = None
+        self._drawn_s = 0.0
+
+    def __rich__(self) -> RenderableType:
+        return Group(*(Text(line) for line in self._lines), self._bar.get_renderable())
+
+    def update(self, record: StepRecord, evaluations: Sequence[Evaluation]) -> None:
+        """Show a step, and the evaluation after it if there was one."""
+        super().update(record, evaluations)
+        if time.monotonic() > self._drawn_s + _REDRAW_S:
+            self._draw()
+
+    def say(self, *texts: str) -> None:
+        """Show lines above the bar."""
+        self._lines.extend(texts)
+        self._draw()
+
+    def _draw(self) -> None:
+        if self._output is not None:
+            self._output.update(self)
+            self._drawn_s = time.monotonic()
+
+    def __enter__(self) -> Self:
+        from IPython.display import display
+
+        self._output = display(self, display_id=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._draw()
+
+
+def progress_on(console: Console, steps: int) -> TrainingProgress:
+    """Return progress for where people are: a notebook's cell, or a terminal."""
+    kind = CellProgress if console.is_jupyter else TrainingProgress
+    return kind(console, steps)

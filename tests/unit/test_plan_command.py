@@ -8,6 +8,8 @@ import pytest
 
 from disagg_train.cli import main
 from disagg_train.config.load import load_job
+from disagg_train.driver.cost_sources import by_size, pools_named
+from disagg_train.driver.planning import plan_job
 from disagg_train.errors import ConfigError
 
 _JOB = str(Path(__file__).parents[2] / "examples" / "digits.yaml")
@@ -75,3 +77,11 @@ def test_train_takes_the_plan_for_as_many_ranks_as_the_job_asks_for(
     (job,) = jobs
     assert job.plan is not None
     assert (job.num_ranks, job.train.global_batch) == (load_job(_JOB).num_ranks, 32)
+
+
+def test_a_notebooks_cell_shows_the_layouts() -> None:
+    job = load_job(_JOB)
+    answer = plan_job(job, pools_named("2", "H100"), by_size("H100"), num_samples=512)
+    shown = answer._repr_mimebundle_((), ())
+    assert "runner-up" in shown["text/plain"]
+    assert "<pre" in shown["text/html"]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from disagg_train.driver.signals import Stop, deferred_signals
+from disagg_train.errors import RunStopped
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +123,47 @@ def test_an_ignored_signal_stays_ignored() -> None:
         _send(signal.SIGINT)
         assert stop.requested is None
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_a_handler_that_only_takes_note_is_not_the_end() -> None:
+    """Event loops have such handlers."""
+    noted: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: noted.append(number))
+    with pytest.raises(KeyboardInterrupt), Stop(30.0) as stop:
+        _send(signal.SIGINT)
+        assert noted == []
+        stop.raise_it()
+    assert noted == [signal.SIGINT]
+
+
+def test_a_handler_that_came_later_is_taken_over_before_anything_is_held_back() -> None:
+    """A notebook's kernel sets its own for every cell; a run may go on in another one."""
+
+    def next_cells(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with Stop(30.0) as stop:
+        signal.signal(signal.SIGINT, next_cells)
+        with deferred_signals():
+            _send(signal.SIGINT)
+        assert stop.requested == signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) is next_cells
+
+
+def test_a_handler_that_came_later_stays_where_the_run_ends() -> None:
+    with Stop(30.0):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_a_spoken_wish_is_a_first_signal_that_raises_an_error_of_its_own() -> None:
+    with pytest.raises(RunStopped), Stop(30.0) as stop:
+        stop.ask()
+        assert stop.requested is not None
+        stop.raise_it()
+    with pytest.raises(KeyboardInterrupt), Stop(30.0) as stop:
+        stop.ask()
+        _send(signal.SIGINT)
 
 
 def test_another_thread_leaves_all_handlers_alone() -> None:
