@@ -30,6 +30,7 @@ from disagg_train.driver.plans import (
     training_batches,
 )
 from disagg_train.driver.requests import Requests, ResizeRequest
+from disagg_train.driver.run_sinks import check_sinks
 from disagg_train.errors import ConfigError
 from disagg_train.metrics.pictures import Reading, draw_curve, draw_readings
 from disagg_train.metrics.records import BadSample, Evaluation, StepRecord
@@ -123,9 +124,11 @@ class Trainer:
 
         Raises:
             ClusterError: the cluster cannot hold the job.
-            ConfigError: the output folder holds checkpoints of an earlier run.
+            ConfigError: the output folder holds checkpoints of an earlier run, or a sink cannot
+                work here.
             RankError: a rank failed and the run may not, or cannot, go on.
         """
+        check_sinks(self.job.sinks)
         self._prepare_output()
         if pool is not None:
             yield from self._run(partial(pool.session, keeps_copies=self._keeps_copies))
