@@ -16,6 +16,7 @@ from disagg_train.checkpoint.manifest import CheckpointStore, Manifest
 from disagg_train.checkpoint.sharded import CheckpointSource
 from disagg_train.config.job import JobConfig
 from disagg_train.config.resize import resized, shrunk
+from disagg_train.config.secret_values import masked, masked_content
 from disagg_train.driver import loop
 from disagg_train.driver.commitment import BadSamples, Committer
 from disagg_train.driver.history import PlanLog
@@ -126,7 +127,7 @@ class TrainingRun:
         """Return what people should know, and has not been returned before."""
         notes, self._notes = self._notes + self._keeper.notes, []
         self._keeper.notes.clear()
-        return notes + self._sinks.take_notes()
+        return [masked(note) for note in notes + self._sinks.take_notes()]
 
     def steps(self) -> Iterator[StepRecord]:
         """Train to the end; yield a record after every step.
@@ -277,7 +278,9 @@ class TrainingRun:
         """
         while True:
             failure = self._session.diagnose(error, self._steps_done)
-            report = self.files.write_failure(failure.as_dict(), failure.text)
+            report = self.files.write_failure(
+                masked_content(failure.as_dict()), masked(failure.text)
+            )
             restart = self._policy.after(failure)
             self._notes.append(f"{failure.headline}; the whole report is in {report}")
             _pause(restart.pause_s, stop)

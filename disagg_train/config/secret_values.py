@@ -1,5 +1,6 @@
 """Which plain values look like secrets, so that none comes to stand in a file or a manifest."""
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -18,15 +19,19 @@ _CREDENTIAL = re.compile(
 """Names of options that hold a secret whatever it looks like; not `image_token`, not `text_key`."""
 _OPTIONS = "data.options."
 
-_ISSUED = re.compile(
-    r"-----BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:@]*:[^/\s@]+@"
-    r"|(?<![A-Za-z0-9])(hf_\w{16,}|sk-[\w-]{16,}|gh[pousr]_\w{16,}|github_pat_\w{16,}"
+_IN_ADDRESS = r"://[^/\s:@]*:[^/\s@]+@"
+_PRIVATE_KEY = "-----BEGIN [A-Z ]*PRIVATE KEY"
+_TOKEN = (
+    r"(?<![A-Za-z0-9])(hf_\w{16,}|sk-[\w-]{16,}|gh[pousr]_\w{16,}|github_pat_\w{16,}"
     r"|glpat-[\w-]{16,}|xox[abprs]-[\w-]{10,}|nvapi-[\w-]{16,}|A[KS]IA[0-9A-Z]{16}"
     r"|eyJ[\w-]{8,}\.[\w-]{8,}\.)"
 )
+_ISSUED = re.compile(f"{_PRIVATE_KEY}|{_IN_ADDRESS}|{_TOKEN}")
 """Begins of the tokens of well-known issuers, private keys, and addresses with a password."""
-_ISSUED_WHOLE = re.compile(rf"(?:{_ISSUED.pattern})[\w.+/=-]*")
+_WHOLE = re.compile(rf"(?s:{_PRIVATE_KEY}.*)|{_TOKEN}[\w.+/=-]*|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
 
+_SHORTEST = 8
+"""Characters of a secret that is looked for in texts; shorter ones are in many words."""
 _HEX = re.compile(r"[0-9a-fA-F]{32,}")
 _MIXED = re.compile(r"(?=.*[a-z])(?=.*[A-Z])(?=.*\d)[A-Za-z0-9+_-]{32,}={0,2}")
 
@@ -48,8 +53,20 @@ def is_random(value: str) -> bool:
 
 
 def masked(text: str) -> str:
-    """Return a text with nothing in the place of tokens and passwords of well-known forms."""
-    return _ISSUED_WHOLE.sub("***", text)
+    """Return a text without the secrets of this process's environment, nor any of known forms."""
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST and is_secret_name(name):
+            text = text.replace(value, "***")
+    return _WHOLE.sub("***", text)
+
+
+def masked_content(content: Any) -> Any:
+    """Return plain data with all texts masked."""
+    if isinstance(content, Mapping):
+        return {key: masked_content(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [masked_content(value) for value in content]
+    return masked(content) if isinstance(content, str) else content
 
 
 def check_no_secret(content: Any, path: str = "") -> None:

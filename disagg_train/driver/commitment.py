@@ -6,8 +6,10 @@ samples had never been in the data set. Nothing runs a plan that is not committe
 """
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
+from disagg_train.config.secret_values import masked
 from disagg_train.driver.ports import Group
 from disagg_train.driver.signals import Deliver
 from disagg_train.driver.waiting import await_all
@@ -59,8 +61,8 @@ class BadSamples:
         """
         for bad in found:
             if bad.key not in self._all:
-                self._all[bad.key] = bad
-                self._new.append(bad)
+                self._all[bad.key] = replace(bad, reason=masked(bad.reason))
+                self._new.append(self._all[bad.key])
         if self.count > self._limit:
             last = next(reversed(self._all.values()))
             raise DataError(

@@ -19,7 +19,8 @@ from disagg_train.metrics.records import Evaluation, RankReport, StepRecord
 from disagg_train.metrics.sinks import Sink
 from disagg_train.planner.step_plan import SampleSize
 
-_PATIENCE_S = 10.0
+_PATIENCE_S = {True: 30.0, False: 5.0}
+"""How long sinks may take to end, by whether the run came to its own end: else there is a hurry."""
 OpenSink = Callable[[], Sink]
 
 
@@ -45,7 +46,11 @@ def _check_key(config: WandbConfig) -> None:
         return
     import wandb
 
-    if not wandb.login(prompt=False, verify=False):
+    try:
+        has_key = wandb.login(prompt=False, verify=False)
+    except wandb.Error as error:
+        raise ConfigError(f"sinks.wandb: {masked(str(error))}") from None
+    if not has_key:
         raise ConfigError(
             "sinks.wandb is set, but there is no key of Weights & Biases here; run `wandb login`, "
             "set WANDB_API_KEY, or set sinks.wandb.mode: offline"
@@ -118,7 +123,7 @@ class RunSinks:
         """Return what people should know, and has not been returned before."""
         notes, self._notes = self._notes, []
         notes += [note for sink in self._sinks for note in sink.take_notes()]
-        return [masked(note) for note in notes]
+        return notes
 
     def close(self, ok: bool = False) -> None:
         """End all sinks; those that hang are left alone after a while.
@@ -129,7 +134,7 @@ class RunSinks:
         ending, self._sinks = self._sinks, []
         for sink in ending:
             sink.end(ok)
-        until_s = time.monotonic() + _PATIENCE_S
+        until_s = time.monotonic() + _PATIENCE_S[ok]
         self._notes += [note for sink in ending for note in sink.await_end(until_s)]
 
     def _put(self, entry: Entry) -> None:
