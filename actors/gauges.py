@@ -102,6 +102,7 @@ class RayMetrics:
 
     def close(self, ok: bool) -> None:
         """Do nothing: Ray drops the metrics of a process with the process."""
+        del ok
 
 
 def _of_the_run(measures: Measures) -> Iterator[tuple[str, float | None]]:

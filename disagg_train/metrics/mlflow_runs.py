@@ -5,9 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from disagg_train.metrics.measures import Measures, evaluated_step, evaluation_scalars
-from disagg_train.metrics.records import Evaluation
-from disagg_train.metrics.tracker_ids import Frontier, keep_id, known_id
+from disagg_train.metrics.trackers import Tracker, keep_id, known_id
 
 _TRACKER = "mlflow"
 _PARAMETERS_AT_ONCE = 100
@@ -15,7 +13,7 @@ _LONGEST_PARAMETER = 500
 _MILLI = 1000
 
 
-class MlflowRun:
+class MlflowRun(Tracker):
     """Metrics of a run, under its own step numbers, and its job file as parameters.
 
     A resumed run goes on in the same run, with the parameters that it began with.
@@ -48,7 +46,7 @@ class MlflowRun:
         else:
             self._id = known
             self._client.update_run(self._id, status="RUNNING")
-        self._frontier = Frontier(0 if known is None else self._first_missing())
+        super().__init__(0 if known is None else self._first_missing())
 
     def _begin(self, experiment: str, name: str, content: Mapping[str, Any]) -> str:
         from mlflow.entities import Param
@@ -67,31 +65,17 @@ class MlflowRun:
         known = self._client.get_metric_history(self._id, "train/loss")
         return max((metric.step + 1 for metric in known), default=0)
 
-    def add_step(self, measures: Measures) -> None:
-        """Log a step's scalars, unless it is there already."""
-        step = measures.record.step
-        if self._frontier.pass_step(step):
-            self._log(step, measures.scalars())
-
-    def add_evaluation(self, evaluation: Evaluation) -> None:
-        """Log an evaluation's scalars with the step before it."""
-        step = evaluated_step(evaluation)
-        if self._frontier.pass_evaluation(step):
-            self._log(step, evaluation_scalars(evaluation))
-
-    def rewind(self, steps_done: int) -> None:
-        """Do nothing: what was logged stays."""
-
-    def close(self, ok: bool) -> None:
-        """End the run."""
-        self._client.set_terminated(self._id, status="FINISHED" if ok else "FAILED")
-
-    def _log(self, step: int, scalars: Mapping[str, float]) -> None:
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Log scalars of a step."""
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * _MILLI)
         metrics = [Metric(key, float(value), now_ms, step) for key, value in scalars.items()]
         self._client.log_batch(self._id, metrics=metrics)
+
+    def close(self, ok: bool) -> None:
+        """End the run."""
+        self._client.set_terminated(self._id, status="FINISHED" if ok else "FAILED")
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, str]]:

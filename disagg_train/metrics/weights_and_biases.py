@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from disagg_train.metrics.measures import Measures, evaluated_step, evaluation_scalars
-from disagg_train.metrics.records import Evaluation
-from disagg_train.metrics.tracker_ids import Frontier, keep_id, known_id
+from disagg_train.metrics.trackers import Tracker, keep_id, known_id
 
 _TRACKER = "wandb"
 
 
-class WeightsAndBiases:
+class WeightsAndBiases(Tracker):
     """Scalars of a run, under its own step numbers.
 
     The console, the code and the git state stay here. A resumed run goes on in the same run.
@@ -54,22 +52,11 @@ class WeightsAndBiases:
             settings=wandb.Settings(console="off", disable_git=True, silent=True),
         )
         keep_id(output, _TRACKER, run_id)
-        self._frontier = Frontier(self._run.step)
+        super().__init__(self._run.step)
 
-    def add_step(self, measures: Measures) -> None:
-        """Log a step's scalars, unless it is there already."""
-        step = measures.record.step
-        if self._frontier.pass_step(step):
-            self._run.log(measures.scalars(), step=step)
-
-    def add_evaluation(self, evaluation: Evaluation) -> None:
-        """Log an evaluation's scalars with the step before it."""
-        step = evaluated_step(evaluation)
-        if self._frontier.pass_evaluation(step):
-            self._run.log(evaluation_scalars(evaluation), step=step)
-
-    def rewind(self, steps_done: int) -> None:
-        """Do nothing: what was logged stays."""
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Log scalars of a step."""
+        self._run.log(dict(scalars), step=step)
 
     def close(self, ok: bool) -> None:
         """End the run."""

@@ -14,7 +14,7 @@ import pytest
 
 from disagg_train.metrics.mlflow_runs import MlflowRun
 from disagg_train.metrics.sinks import Sink
-from disagg_train.metrics.tracker_ids import known_id
+from disagg_train.metrics.trackers import known_id
 from disagg_train.metrics.weights_and_biases import WeightsAndBiases
 from tests.unit.metrics.steps import evaluation, measures
 
