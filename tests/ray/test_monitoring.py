@@ -76,7 +76,7 @@ def monitored(folder: Path) -> Monitored:
         _ended(subprocess.Popen(command, env=environment, stdout=to_out, stderr=to_err)) as run,
         _ended(_prometheus(folder, web)),
     ):
-        missing = _missing(web, run)
+        missing = _missing(web, run, err)
         scraped = _get(f"http://127.0.0.1:{metrics}/metrics")
         run.send_signal(signal.SIGTERM)
         status = run.wait(_END_S)
@@ -91,6 +91,7 @@ def monitored(folder: Path) -> Monitored:
 
 
 def _write_job(folder: Path) -> None:
+    (folder / "ray").mkdir()
     content = small_job({}, {}, steps=1_000_000).model_dump(mode="json")
     content["name"] = _RUN
     content["data"]["kind"] = "tests.ray.sources:TalkativeSource"
@@ -146,12 +147,12 @@ class _ended:  # noqa: N801 - used like a function
                 self._process.wait()
 
 
-def _missing(port: int, run: "subprocess.Popen[Any]") -> list[str]:
+def _missing(port: int, run: "subprocess.Popen[Any]", err: Path) -> list[str]:
     """Wait until every query of the dashboard has data; return those that have none in time."""
     until_s = time.monotonic() + _DATA_S
     missing = [*_queries(), _has_failed()]
     while missing and time.monotonic() < until_s:
-        assert run.poll() is None, "the run has ended"
+        assert run.poll() is None, f"the run has ended: {err.read_text()}"
         time.sleep(_POLL_S)
         missing = [query for query in missing if not _has_data(port, query)]
     return missing
