@@ -31,6 +31,19 @@ def group_hardware(job: JobConfig, total: Mapping[str, float]) -> dict[str, str]
     return found
 
 
+def gpu_kinds(job: JobConfig, total: Mapping[str, float]) -> dict[str, str]:
+    """Return per group the kind of its GPUs; nothing where one of them is not certain.
+
+    Args:
+        job: the job, whose ranks are on GPUs.
+        total: the cluster's resources, as Ray counts them.
+    """
+    try:
+        return group_hardware(job, total)
+    except ConfigError:
+        return {}
+
+
 def _only_kind(group: str, total: Mapping[str, float]) -> str:
     kinds = accelerators(total)
     if len(kinds) != 1:

@@ -11,6 +11,7 @@ from actors.cluster import Cluster, LostCapacity, fit, total_resources
 from actors.courier import Courier
 from actors.diagnosis import diagnose
 from actors.group import ActorGroup
+from actors.hardware import gpu_kinds
 from actors.plans import StoredPlans
 from actors.rendezvous import RendezvousHost
 from actors.resources import capacity, rank_resources
@@ -96,6 +97,11 @@ class Session:
     def on_cpus(self) -> bool:
         """Whether no rank has a GPU, so that ranks share cores with what runs beside them."""
         return self._actors.on_cpus
+
+    @property
+    def gpu_kinds(self) -> dict[str, str]:
+        """Kind of each group's GPUs; empty where one is not known."""
+        return {} if self.on_cpus else gpu_kinds(self.job, total_resources())
 
     def _watch(self, groups: Iterable[ActorGroup]) -> None:
         self._actors.agents.watch(home for group in groups for home in group.homes)

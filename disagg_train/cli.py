@@ -11,6 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from disagg_train.bench.commands import add_bench_commands
+from disagg_train.config.secret_values import masked
 from disagg_train.errors import DisaggTrainError, RunStopped
 from disagg_train.manifest_command import add_manifest_arguments, manifest
 from disagg_train.plan_command import add_plan_arguments, plan, planned
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command(arguments)
     except DisaggTrainError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(masked(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return _TERMINATED if isinstance(error, RunStopped) else 1
     except KeyboardInterrupt:
         print("interrupted; all actors were ended", file=sys.stderr)

@@ -30,6 +30,7 @@ from disagg_train.driver.parity import Parity
 from disagg_train.driver.planning import Answer, plan_in_place, plan_job
 from disagg_train.driver.plans import EvaluationPlans
 from disagg_train.driver.requests import Requests, ResizeRequest
+from disagg_train.driver.run_sinks import check_sinks
 from disagg_train.driver.signals import deferred_signals
 from disagg_train.errors import ConfigError
 from disagg_train.metrics.board import RunFacts
@@ -168,13 +169,15 @@ class Trainer:
 
         Raises:
             ClusterError: the cluster cannot hold the job.
-            ConfigError: the output folder holds checkpoints of an earlier run.
+            ConfigError: the output folder holds checkpoints of an earlier run, or a sink cannot
+                work here.
             RankError: a rank failed and the run may not, or cannot, go on.
             RunStopped: somebody who is attached asked the run to stop.
         """
         return Steps(self._fit(pool))
 
     def _fit(self, pool: ActorPool | None) -> Generator[StepRecord]:
+        check_sinks(self.job.sinks)
         self._prepare_output()
         if pool is not None:
             yield from self._run(partial(pool.session, keeps_copies=self._keeps_copies))

@@ -6,14 +6,17 @@ failed, make those actors anew, go back to a step of which the whole state is at
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self
 
+from actors.gauges import RayMetrics
 from actors.session import LostCapacity, Session
 from disagg_train.checkpoint.manifest import CheckpointStore, Manifest
 from disagg_train.checkpoint.sharded import CheckpointSource
 from disagg_train.config.job import JobConfig
 from disagg_train.config.resize import resized, shrunk
+from disagg_train.config.secret_values import masked, masked_content
 from disagg_train.driver import loop
 from disagg_train.driver.commitment import BadSamples, Committer
 from disagg_train.driver.history import PlanLog
@@ -21,11 +24,13 @@ from disagg_train.driver.keeping import Keeper
 from disagg_train.driver.plans import TrainingPlans, training_batches
 from disagg_train.driver.recovery import RestartPolicy
 from disagg_train.driver.requests import Requests, ResizeRequest
+from disagg_train.driver.run_sinks import RunSinks
 from disagg_train.driver.signals import Stop, deferred_signals
 from disagg_train.driver.skips import SkippedSteps
 from disagg_train.driver.waiting import await_all
 from disagg_train.engine.setup import StateSource
 from disagg_train.errors import ConfigError, RankError
+from disagg_train.metrics.measures import Standing
 from disagg_train.metrics.records import (
     Evaluation,
     RankReport,
@@ -99,6 +104,7 @@ class TrainingRun:
                 shares_cores=self._session.on_cpus,
                 resumed_from=self._steps_done if in_store else None,
             )
+            self._sinks = self._open_sinks()
         except BaseException:
             self._session.close()
             raise
@@ -126,7 +132,7 @@ class TrainingRun:
         """Return what people should know, and has not been returned before."""
         notes, self._notes = self._notes + self._keeper.notes, []
         self._keeper.notes.clear()
-        return notes
+        return [masked(note) for note in notes + self._sinks.take_notes()]
 
     def steps(self) -> Iterator[StepRecord]:
         """Train to the end; yield a record after every step.
@@ -155,6 +161,7 @@ class TrainingRun:
                 self._notes.append(f"stopped after {self._steps_done} steps; a checkpoint is saved")
                 stop.raise_it()
         self.files.write_trace(self._session.row_names)
+        self._sinks.close(ok=True)
 
     def _attempt(self, stop: Stop) -> Iterator[StepRecord]:
         """Run steps until the last, a failure, a request, or a wish to stop."""
@@ -176,7 +183,7 @@ class TrainingRun:
         for record, reports in steps:
             self._note(record, reports)
             if self._evaluates_after(record.step):
-                self.files.add_evaluation(self._evaluate(session, self._steps_done))
+                self._add_evaluation()
             yield record
             if record.step == self._pauses_for_requests and stop.requested is None:
                 return
@@ -190,7 +197,21 @@ class TrainingRun:
         self._policy.completed(record.step)
         self._skips.note(record, plan)
         self._watch_drift(reports)
+        self._sinks.add_step(record, reports, plan.samples, self._standing())
         self._forget_plans()
+
+    def _open_sinks(self) -> RunSinks:
+        job = self.job
+        skipped = [record.step for record in self.files.records if record.skipped]
+        more = {"ray": partial(RayMetrics, job.name)} if job.sinks.ray else {}
+        return RunSinks(job, self._steps_done, skipped, self._session.gpu_kinds, more)
+
+    def _standing(self) -> Standing:
+        keeper, done = self._keeper, self._steps_done
+        began = self._began_with[0].step if self._began_with else 0
+        kept = max(keeper.newest_copy or 0, keeper.newest_checkpoint or 0, began)
+        queues = {"plans": self._plans.num_drawn(done), "storing": int(keeper.is_storing)}
+        return Standing(self.restarts, 0, keeper.num_written, done - kept, queues)
 
     def _watch_drift(self, reports: Sequence[RankReport]) -> None:
         if self._drift is not None:
@@ -223,7 +244,12 @@ class TrainingRun:
     def _evaluate_if_missing(self) -> None:
         """Make up for an evaluation that a failure or the end of an earlier start prevented."""
         if all(each.step != self._steps_done for each in self.files.evaluations):
-            self.files.add_evaluation(self._evaluate(self._session, self._steps_done))
+            self._add_evaluation()
+
+    def _add_evaluation(self) -> None:
+        evaluation = self._evaluate(self._session, self._steps_done)
+        self.files.add_evaluation(evaluation)
+        self._sinks.add_evaluation(evaluation)
 
     # Checkpoints.
 
@@ -258,7 +284,9 @@ class TrainingRun:
         """
         while True:
             failure = self._session.diagnose(error, self._steps_done)
-            report = self.files.write_failure(failure.as_dict(), failure.text)
+            report = self.files.write_failure(
+                masked_content(failure.as_dict()), masked(failure.text)
+            )
             restart = self._policy.after(failure)
             self._notes.append(f"{failure.headline}; the whole report is in {report}")
             _pause(restart.pause_s, stop)
@@ -288,6 +316,7 @@ class TrainingRun:
             self._steps_done, origin = 0, "the start"
             self._plans = self._plans_from(None)
         self.files.rewind(self._steps_done)
+        self._sinks.rewind(self._steps_done)
         self._renew(self.job, groups, source)
         self._notes.append(
             f"group {', '.join(groups)} was started again; training goes on after step "
@@ -317,6 +346,7 @@ class TrainingRun:
             )
             self._renew(smaller, tuple({*groups, lost.group}), source)
         self._plans.lay_out(self.job)
+        self._sinks.lay_out(self.job)
         self._drift = DriftMonitor.of(self.job)
 
     # Requests.
@@ -357,7 +387,10 @@ class TrainingRun:
     def close(self) -> None:
         """End the actors and close the files."""
         self.files.close()
-        self._session.close()
+        try:
+            self._session.close()
+        finally:
+            self._sinks.close()
 
     def __enter__(self) -> Self:
         return self

@@ -16,6 +16,7 @@ from disagg_train.config.base import Config, divisors
 from disagg_train.config.kubernetes import KubernetesConfig
 from disagg_train.config.modules import AnyModule, EncoderModule, GptModule, TransformerModule
 from disagg_train.config.planned import PlannedConfig
+from disagg_train.config.sinks import SinksConfig
 from disagg_train.config.survival import CheckpointConfig, RecoveryConfig
 from disagg_train.errors import ConfigError
 
@@ -205,6 +206,8 @@ class JobConfig(Config):
     """When the run's state is written."""
     recovery: RecoveryConfig = RecoveryConfig()
     """What happens when a rank dies, hangs or fails."""
+    sinks: SinksConfig = SinksConfig()
+    """Where the numbers of every step go, beside `metrics.jsonl`."""
     kubernetes: KubernetesConfig | None = None
     """How `disagg-train manifest` puts the job on Kubernetes; training does not read it."""
     plan: PlannedConfig | None = None

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from disagg_train.config.job import JobConfig
 from disagg_train.config.paths import with_absolute_paths
 from disagg_train.config.pretrained import fill_pretrained
+from disagg_train.config.secret_values import check_no_secret, masked
 from disagg_train.errors import ConfigError
 
 _FILLED_IN = ("kind", "model")
@@ -26,10 +27,12 @@ def load_job(
         overrides: ``a.b.c=value`` each; values are YAML.
 
     Raises:
-        ConfigError: the file is missing, is no YAML, or breaks rules; each is named with the
-            field's path. Rules that span several parts are looked at once the parts are sound.
+        ConfigError: the file is missing, is no YAML, holds a secret, or breaks rules; each is named
+            with the field's path. Rules that span several parts are looked at once the parts are
+            sound.
     """
     content = read_content(source, overrides)
+    check_no_secret(content)
     fill_pretrained(content.get("modules"))
     if "data" in content:
         content["data"] = with_absolute_paths(content["data"])
@@ -131,7 +134,7 @@ def _explain(error: dict[str, Any]) -> str:
         return f"{path}: this field is required"
     if isinstance(cause := error.get("ctx", {}).get("error"), ConfigError):
         return f"{path}: {cause}" if path else str(cause)
-    return f"{path}: {error['msg']}, got {error['input']!r}"
+    return masked(f"{path}: {error['msg']}, got {error['input']!r}")
 
 
 def _all_fields() -> list[str]:

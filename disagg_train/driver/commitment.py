@@ -7,10 +7,11 @@ samples had never been in the data set. Nothing runs a plan that is not committe
 
 import contextlib
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from disagg_train.config.secret_values import masked
 from disagg_train.driver.ports import Group
 from disagg_train.driver.signals import Deliver
 from disagg_train.driver.waiting import await_all
@@ -63,8 +64,8 @@ class BadSamples:
         """
         for bad in found:
             if bad.key not in self._all:
-                self._all[bad.key] = bad
-                self._new.append(bad)
+                self._all[bad.key] = replace(bad, reason=masked(bad.reason))
+                self._new.append(self._all[bad.key])
         if self.count > self._limit:
             last = next(reversed(self._all.values()))
             raise DataError(

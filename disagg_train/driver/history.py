@@ -47,6 +47,10 @@ class PlanLog(Iterator[StepPlan]):
         """Return the plan of a step that is remembered."""
         return self._plans[step]
 
+    def num_drawn(self, steps_done: int) -> int:
+        """Return how many plans after the first ``steps_done`` are there already."""
+        return self._new.step - steps_done
+
     def sampler_state(self, steps_done: int) -> dict[str, Any]:
         """Return the state with which the plan number ``steps_done`` is drawn."""
         if steps_done == self._new.step:

@@ -108,6 +108,8 @@ class Keeper:
         self._under_way: _UnderWay | None = None
         self._lost: tuple[int, BaseException] | None = None
         self._copy_error = ""
+        self.num_written = 0
+        """Complete checkpoints that this keeper has written."""
         self.newest_copy: int | None = None
         """Steps done of the newest state that the vaults hold of every rank of these groups."""
         self.saved: list[Saved] = []
@@ -119,6 +121,11 @@ class Keeper:
     def newest_checkpoint(self) -> int | None:
         """Steps done of the newest complete checkpoint of this run."""
         return max(self._complete, default=None)
+
+    @property
+    def is_storing(self) -> bool:
+        """Whether ranks are copying or storing their state."""
+        return self._under_way is not None
 
     def attach(self, groups: Sequence[Group]) -> None:
         """Keep the state of these groups from now on; what others had under way is forgotten."""
@@ -292,6 +299,7 @@ class Keeper:
             self._fail(manifest.step, str(error))
             return
         self._complete.add(manifest.step)
+        self.num_written += 1
         try:
             self._store.prune(self._config.keep)
         except CheckpointError as error:

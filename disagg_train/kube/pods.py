@@ -26,6 +26,8 @@ _USER = 1000
 _ENDING_S = 15
 """Longer than a run's own grace, for its processes to end and for Kubernetes to see it."""
 _PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001}
+_METRICS = {"name": "metrics", "containerPort": 8080}
+"""Where Ray shows its metrics, and a PodMonitor looks for them: KubeRay's own name and default."""
 
 
 def uses_gpus(job: JobOutline) -> bool:
@@ -63,7 +65,7 @@ def head_group(job: JobOutline, config_map: str) -> Body:
     variables = _variables(job) | {"RAY_JOB_STOP_WAIT_TIME_S": str(grace_s(job))}
     container = _container(about, "ray-head", variables, [])
     container["resources"] = _resources({"cpu": str(about.head.cpus), "memory": about.head.memory})
-    container["ports"] = [{"name": n, "containerPort": port} for n, port in _PORTS.items()]
+    container["ports"] += [{"name": n, "containerPort": port} for n, port in _PORTS.items()]
     container["lifecycle"] = {"preStop": {"exec": {"command": ["sh", f"{FOLDER}/stop.sh"]}}}
     container["volumeMounts"].append({"name": "job", "mountPath": FOLDER, "readOnly": True})
     pod = _pod(job, container, about.head)
@@ -115,7 +117,7 @@ def submitter(job: JobOutline) -> Body:
     """Return the pod that hands a RayJob's command to the head and shows its output."""
     container = _container(job.kubernetes, "ray-job-submitter", _token(job.kubernetes), [])
     container["resources"] = _resources({"cpu": "1", "memory": "1Gi"})
-    del container["volumeMounts"]
+    del container["volumeMounts"], container["ports"]
     pod = _pod(job, container, job.kubernetes.head)
     del pod["volumes"]
     return {"metadata": {"labels": job_labels(job)}, "spec": pod}
@@ -211,6 +213,7 @@ def _container(
     return {
         "name": name,
         "image": about.image,
+        "ports": [dict(_METRICS)],
         "env": [
             {"name": n, "value": value} if isinstance(value, str) else {"name": n, **value}
             for n, value in variables.items()

@@ -1,12 +1,31 @@
-"""Where records go: lines of JSON in the run's folder."""
+"""Where records go: lines of JSON in the run's folder, and what else takes a run's numbers."""
 
 import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, Protocol, Self, TextIO
+
+from disagg_train.metrics.measures import Measures
+from disagg_train.metrics.records import Evaluation
 
 Keep = Callable[[Mapping[str, Any]], bool]
+
+
+class Sink(Protocol):
+    """Takes the numbers of a run, in the order of its steps; may raise whatever it likes."""
+
+    def add_step(self, measures: Measures) -> None:
+        """Take a step that is done."""
+
+    def add_evaluation(self, evaluation: Evaluation) -> None:
+        """Take an evaluation."""
+
+    def rewind(self, steps_done: int) -> None:
+        """Know that all steps but the first ``steps_done`` are taken back, and come again."""
+
+    def close(self, ok: bool) -> None:
+        """End the run; ``ok`` where it came to its last step."""
 
 
 def _nothing(record: Mapping[str, Any]) -> bool:

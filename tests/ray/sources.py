@@ -3,6 +3,8 @@
 import os
 import signal
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,6 +63,23 @@ class NanSource(DigitsSource):
             name: [np.full_like(i, np.nan) for i in found] for name, found in sample.inputs.items()
         }
         return Sample(key, sample.token_ids_S, sample.labels_S, images)
+
+
+class TalkativeSource(DigitsSource):
+    """Tells its token wherever it can: with a sample that is bad, and once as a rank fails."""
+
+    def __init__(self, encoders: Any, folder: str, **options: Any) -> None:
+        super().__init__(encoders, **options)
+        self._failed = Path(folder) / "failed"
+
+    def load(self, key: int) -> Sample:
+        token = os.environ["HF_TOKEN"]
+        if key == BAD_KEY:
+            raise DataError(f"sample {key}: the hub refuses the token {token}")
+        if key == BAD_KEY + 1 and not self._failed.exists():
+            self._failed.touch()
+            raise RuntimeError(f"the hub does not answer {token}")
+        return super().load(key)
 
 
 class DeadlySource(DigitsSource):

@@ -3,7 +3,7 @@
 import pytest
 
 from actors import resources
-from actors.hardware import group_hardware
+from actors.hardware import gpu_kinds, group_hardware
 from disagg_train.config.load import load_job
 from disagg_train.errors import ConfigError
 from tests.unit.config.jobs import JOB
@@ -35,3 +35,11 @@ def test_cpus_are_told_by_name_and_number_of_cores() -> None:
     found = group_hardware(load_job(JOB, ["device=cpu"]), {"CPU": 8.0})
     assert found["encoders"] == found["language"]
     assert found["encoders"].endswith(" cores")
+
+
+def test_no_kind_is_known_where_one_is_not_certain() -> None:
+    assert gpu_kinds(load_job(JOB), TWO_KINDS) == {}
+    assert gpu_kinds(load_job(JOB), {"GPU": 8.0, "accelerator_type:H100": 1.0}) == {
+        "encoders": "H100",
+        "language": "H100",
+    }

@@ -147,3 +147,12 @@ def test_on_other_ranks_the_samples_of_all_steps_stay_the_same() -> None:
     assert after == list(_plans(fewer))[1:]
     assert [plan.samples for plan in after[:3]] == [plan.samples for plan in before[1:]]
     assert after[0].assignment["vision"] != before[1].assignment["vision"]
+
+
+def test_plans_are_counted_that_were_drawn_ahead() -> None:
+    log = PlanLog(_plans(_job()))
+    for _ in range(5):
+        next(log)
+    log.rewind(2)
+    assert log.num_drawn(2) == 3
+    assert log.num_drawn(5) == 0

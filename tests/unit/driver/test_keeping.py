@@ -65,8 +65,10 @@ def test_a_checkpoint_counts_once_all_ranks_have_stored_their_part(tmp_path: Pat
     run.group.holds_back = True
     assert run.steps(3) == [SnapshotOrder(3, folder=run.store.address(3))]
     assert run.store.steps() == []
+    assert (run.keeper.is_storing, run.keeper.num_written) == (True, 0)
     run.group.let_go()
     run.keeper.poll()
+    assert (run.keeper.is_storing, run.keeper.num_written) == (False, 1)
     manifest = run.store.read(3)
     assert manifest.files == {"language/0": "a", "vision/1": "b"}
     assert manifest.sampler == {"epoch": 3}
@@ -87,6 +89,7 @@ def test_old_checkpoints_go_once_newer_ones_count(tmp_path: Path) -> None:
     run = _Run(tmp_path, "checkpoint.every_steps=2", "checkpoint.keep=2")
     run.steps(11)
     assert run.store.steps() == [8, 10]
+    assert run.keeper.num_written == 5
 
 
 def test_checkpoints_are_due_by_the_clock_too(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """What a manifest says of a job: pods, resources, volumes, restarts, ends and queues."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from disagg_train.kube.manifest import driver_content
 from disagg_train.kube.pods import GROUP_LABEL
@@ -18,6 +20,8 @@ from tests.unit.kube.jobs import (
 from tests.unit.kube.operator_rules import templates
 
 Body = dict[str, Any]
+
+_POD_MONITOR = Path(__file__).parents[3] / "deploy" / "prometheus" / "podmonitor.yaml"
 
 
 def _workers(*overrides: str) -> list[Body]:
@@ -230,3 +234,14 @@ def test_groups_whose_names_become_one_are_refused() -> None:
     groups = "groups={a_b: {ranks: 2}, a-b: {ranks: 4}}"
     message = refusal(groups, "modules.vision.group=a_b", "modules.language.group=a-b")
     assert "'a_b'" in message
+
+
+@every_case
+def test_every_ray_pod_shows_its_metrics_where_the_pod_monitor_looks(case: Case) -> None:
+    monitor = yaml.safe_load(_POD_MONITOR.read_text())
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    cluster = cluster_of(case.ray())
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        ports = group["template"]["spec"]["containers"][0]["ports"]
+        assert {"name": endpoint["port"], "containerPort": 8080} in ports
+        assert "metrics-export-port" not in group["rayStartParams"]  # 8080 is KubeRay's default
