@@ -25,13 +25,18 @@ class ActorPool:
 
     Args:
         num_ranks: actors to start; each takes one CPU of Ray's count.
+        environment: variables that their processes start with.
     """
 
-    def __init__(self, num_ranks: int) -> None:
-        self._actors = [start_actor() for _ in range(num_ranks)]
+    def __init__(self, num_ranks: int, environment: Mapping[str, str] | None = None) -> None:
+        self._environment = dict(environment or {})
+        self._actors = [self._start_actor() for _ in range(num_ranks)]
         self._leased: list[Any] = []
         self.agents = Agents()
         self.on_cpus = True
+
+    def _start_actor(self) -> Any:
+        return start_actor(environment=self._environment)
 
     def __len__(self) -> int:
         return len(self._actors)
@@ -93,7 +98,7 @@ class ActorPool:
     def _replace(self, actor: Any) -> None:
         """Put a new actor into the place of an ended one."""
         if actor in self._actors:
-            self._actors[self._actors.index(actor)] = start_actor()
+            self._actors[self._actors.index(actor)] = self._start_actor()
         self._leased = [leased for leased in self._leased if leased != actor]
 
     def close(self) -> None:

@@ -7,9 +7,10 @@ from typing import Protocol, Self
 import ray
 
 from actors.agent import Agents
-from actors.cluster import Cluster, LostCapacity, fit, total_resources
+from actors.cluster import Cluster, LostCapacity, total_resources
 from actors.courier import Courier
 from actors.diagnosis import diagnose
+from actors.fitting import fit
 from actors.group import ActorGroup
 from actors.plans import StoredPlans
 from actors.rendezvous import RendezvousHost
@@ -222,8 +223,8 @@ def on_cluster(
     total = total_resources()
     resources, about_device = rank_resources(job, total)
     job, about_size = fit(job, capacity(job, resources, total))
-    note = "; ".join(filter(None, (about_device, about_size)))
     cluster = Cluster(job, resources)
+    note = "; ".join(filter(None, (about_device, about_size, *cluster.notes)))
     try:
         return Session(job, cluster, note, source, keeps_copies)
     except BaseException:

@@ -314,7 +314,7 @@ class Trainer:
             )
         if pool is None:
             self._connect(self.job.num_ranks)
-            pool = ActorPool(self.job.num_ranks)
+            pool = ActorPool(self.job.num_ranks, self.job.environment)
             try:
                 return self.verify(steps, pool)
             finally:

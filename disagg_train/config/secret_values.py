@@ -33,3 +33,8 @@ def is_issued_secret(text: str) -> bool:
 def is_random(value: str) -> bool:
     """Whether a value is nothing but many random letters and digits, as tokens are."""
     return bool(_HEX.fullmatch(value) or _MIXED.fullmatch(value))
+
+
+def looks_secret(name: str, value: str) -> bool:
+    """Whether an environment variable holds a secret, as far as name and value tell."""
+    return is_secret_name(name) or is_issued_secret(value) or is_random(value)
