@@ -4,6 +4,7 @@ Importing Megatron takes seconds per process; a pool pays for it once.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -42,7 +43,11 @@ class ActorPool:
         return len(self._actors)
 
     def session(
-        self, job: JobConfig, source: StateSource | None = None, keeps_copies: bool = False
+        self,
+        job: JobConfig,
+        source: StateSource | None = None,
+        keeps_copies: bool = False,
+        logs: Path | None = None,
     ) -> Session:
         """Set a job up on the pool; closing the session gives the actors back.
 
@@ -50,8 +55,9 @@ class ActorPool:
             job: the job.
             source: the state that it begins with.
             keeps_copies: whether vaults hold copies of the ranks' states.
+            logs: folder that takes the output of every rank; None leaves it to Ray.
         """
-        return Session(job, self, "", source, keeps_copies)
+        return Session(job, self, "", source, keeps_copies, logs)
 
     def start(self, groups: Mapping[str, int], deadline_s: float) -> dict[str, ActorGroup]:
         """Lease actors for every group.

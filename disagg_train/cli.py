@@ -1,6 +1,7 @@
 """The command ``disagg-train``. Heavy imports wait until a command needs them."""
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -93,6 +94,13 @@ def _parser() -> argparse.ArgumentParser:
         "--plan",
         choices=["auto"],
         help="auto: lay the job out anew first, on as many ranks as it asks for",
+    )
+
+    train.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="print every event as it happens, as the run's run.log has them",
     )
 
     check = _job_command(commands, "check", _check, "validate a job; print ranks and schedule")
@@ -235,6 +243,8 @@ def _console() -> "Console":
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from disagg_train.config.secret_values import redacted
+    from disagg_train.metrics.events import Attached, Told
     from disagg_train.metrics.progress import TrainingProgress
     from disagg_train.trainer import Trainer
 
@@ -247,7 +257,10 @@ def _train(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
     )
     console.print(f"starting {trainer.job.num_ranks} ranks; they need a moment to import Megatron")
-    with TrainingProgress(console, trainer.job.train.steps) as progress:
+    with contextlib.ExitStack() as opened:
+        progress = opened.enter_context(TrainingProgress(console, trainer.job.train.steps))
+        if arguments.verbose:
+            opened.enter_context(Attached(Told(progress.say, redacted)))
         try:
             for record in trainer.fit():
                 progress.say(*trainer.take_notes())

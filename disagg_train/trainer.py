@@ -17,6 +17,7 @@ from disagg_train.checkpoint.same_run import check_same_run
 from disagg_train.config.job import JobConfig
 from disagg_train.config.load import load_job, save_job
 from disagg_train.config.resize import resized
+from disagg_train.config.secret_values import redacted
 from disagg_train.data.index import usable_sizes
 from disagg_train.data.source import DataSource, open_source
 from disagg_train.driver import loop
@@ -31,6 +32,7 @@ from disagg_train.driver.plans import (
 )
 from disagg_train.driver.requests import Requests, ResizeRequest
 from disagg_train.errors import ConfigError
+from disagg_train.metrics.events import RunLog
 from disagg_train.metrics.pictures import Reading, draw_curve, draw_readings
 from disagg_train.metrics.records import BadSample, Evaluation, StepRecord
 from disagg_train.metrics.sinks import JsonLines
@@ -112,9 +114,10 @@ class Trainer:
         """Train; yield a record after every step.
 
         Writes the job (``job.yaml``), ``metrics.jsonl``, ``evaluations.jsonl``,
-        ``bad_samples.jsonl`` and ``failures.jsonl`` if there are any, ``trace.json``, pictures and
-        checkpoints into the job's output folder. Leaving the loop early ends the actors. After a
-        failure the steps since the restored one are run, and yielded, once more.
+        ``bad_samples.jsonl`` and ``failures.jsonl`` if there are any, ``run.log``, the ranks'
+        output (``logs/``), ``trace.json``, pictures and checkpoints into the job's output folder.
+        Leaving the loop early ends the actors. After a failure the steps since the restored one
+        are run, and yielded, once more.
 
         The first Ctrl-C or SIGTERM ends the running step and saves; the second ends at once.
 
@@ -128,17 +131,19 @@ class Trainer:
         """
         self._prepare_output()
         if pool is not None:
-            yield from self._run(partial(pool.session, keeps_copies=self._keeps_copies))
+            yield from self._run(partial(pool.session, **self._kept))
             return
         self._connect(self.job.num_ranks)
         try:
-            yield from self._run(partial(on_cluster, keeps_copies=self._keeps_copies))
+            yield from self._run(partial(on_cluster, **self._kept))
         finally:
             self.close()
 
     @property
-    def _keeps_copies(self) -> bool:
-        return self.job.recovery.restart == "group"
+    def _kept(self) -> dict[str, Any]:
+        """What a session keeps of its ranks: copies of their states, and their output."""
+        logs = self.output.absolute() / "logs"
+        return {"keeps_copies": self.job.recovery.restart == "group", "logs": logs}
 
     def _prepare_output(self) -> None:
         """Begin a folder, or the next part of a resumed run.
@@ -160,6 +165,10 @@ class Trainer:
         save_job(self.job, self.output / "job.yaml")
 
     def _run(self, open_session: OpenSession) -> Iterator[StepRecord]:
+        with RunLog(self.output, redacted):
+            yield from self._run_logged(open_session)
+
+    def _run_logged(self, open_session: OpenSession) -> Iterator[StepRecord]:
         run = TrainingRun(
             self.job,
             self._train_sizes,

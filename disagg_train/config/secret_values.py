@@ -1,5 +1,6 @@
 """Which plain values look like secrets, so that none comes to stand in a file or a manifest."""
 
+import os
 import re
 
 _NAMES = {"TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL", "KEY", "APIKEY"}
@@ -14,6 +15,10 @@ _ISSUED = re.compile(
     r"|eyJ[\w-]{8,}\.[\w-]{8,}\.)"
 )
 """Begins of the tokens of well-known issuers, private keys, and addresses with a password."""
+
+_ISSUED_WHOLE = re.compile(rf"(?:{_ISSUED.pattern})[^\s'\"]*")
+_HIDDEN, _SHORTEST = "[secret]", 8
+"""Shorter values are left, as they stand in too much that is no secret."""
 
 _HEX = re.compile(r"[0-9a-fA-F]{32,}")
 _MIXED = re.compile(r"(?=.*[a-z])(?=.*[A-Z])(?=.*\d)[A-Za-z0-9+_-]{32,}={0,2}")
@@ -38,3 +43,15 @@ def is_random(value: str) -> bool:
 def looks_secret(name: str, value: str) -> bool:
     """Whether an environment variable holds a secret, as far as name and value tell."""
     return is_secret_name(name) or is_issued_secret(value) or is_random(value)
+
+
+def redacted(text: str) -> str:
+    """Return a text without tokens of well-known issuers and this process's own secrets.
+
+    These are the values of environment variables whose names say so.
+    """
+    found = _ISSUED_WHOLE.sub(_HIDDEN, text)
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST and is_secret_name(name):
+            found = found.replace(value, _HIDDEN)
+    return found

@@ -51,7 +51,7 @@ class Labelled:
         ray.init(address=self._nodes.address, log_to_driver=False)
 
     def add(self, cpus: int, pool: str) -> str:
-        node = self._nodes.add_node(num_cpus=cpus, labels={"pool": pool}, wait=False)
+        node = self._nodes.add_node(num_cpus=cpus, labels={"pool": pool})
         self._of_id[node.node_id] = node
         return str(node.node_id)
 
