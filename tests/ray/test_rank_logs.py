@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import ray
+import yaml
 
 from actors.pool import ActorPool
 from actors.session import Session
+from disagg_train import trainer
+from disagg_train.cli import main
 from tests.ray.jobs import job_with
 
 pytestmark = pytest.mark.ray
@@ -70,3 +73,27 @@ def test_ranks_that_cannot_write_are_named_once_and_train_all_the_same(
         assert session.note.endswith("encoders-0.log: Not a directory and 3 more")
         session.renew(JOB, (), None)
         assert session.note.count("Ray keeps") == 1
+
+
+def test_a_run_logs_every_step_and_rank_and_tells_of_them_when_asked_to(
+    pool: ActorPool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(trainer, "on_cluster", pool.session)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "500")
+    job = job_with("train.steps=2", "train.evaluation.samples=0", "output=run")
+    Path("job.yaml").write_text(yaml.safe_dump(job.model_dump(mode="json")))
+    assert main(["train", "job.yaml", "-v"]) == 0
+    lines = (tmp_path / "run" / "run.log").read_text().splitlines()
+    told = capsys.readouterr().out
+    wanted = [f"group={group} rank={rank} step=0 set up on node " for group, rank in RANKS]
+    wanted += [f"group=- rank=- step={step} done in " for step in range(2)]
+    wanted += ["group=- rank=- step=2 checkpoint "]
+    for text in wanted:
+        (line,) = [line for line in lines if text in line]
+        assert line in told
+    assert all(" INFO group=" in line for line in lines)
+    assert all("set up" in text for text in _kept(tmp_path / "run" / "logs"))
