@@ -9,10 +9,11 @@ import logging
 import os
 import sys
 import time
+from io import TextIOWrapper
 from pathlib import Path
 
 from disagg_train.config.secret_values import redacted
-from disagg_train.metrics.events import Attached, LineFormatter
+from disagg_train.metrics.events import LineFormatter, attached
 
 _STDOUT, _STDERR = 1, 2
 
@@ -22,7 +23,7 @@ class RankOutput:
 
     def __init__(self) -> None:
         self._rays: dict[int, int] = {}
-        self._events: Attached | None = None
+        self._events = contextlib.ExitStack()
 
     def keep(self, path: str, group: str, rank: int, title: str) -> str:
         """Append all output to a file from now on.
@@ -53,19 +54,17 @@ class RankOutput:
 
     def _begin(self, group: str, rank: int, title: str) -> None:
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(AttributeError, ValueError):
+            if isinstance(stream, TextIOWrapper):
                 stream.reconfigure(line_buffering=True)  # a killed process flushes nothing
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         print(f"==== {now} group {group} rank {rank}, {title}", flush=True)
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(LineFormatter(redacted, group, str(rank)))
-        self._events = Attached(handler)
+        self._events.enter_context(attached(handler))
 
     def let_go(self) -> None:
         """Let output go where Ray wants it."""
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        self._events.close()
         _flush()
         for fd, rays in self._rays.items():
             os.dup2(rays, fd)

@@ -244,7 +244,7 @@ def _console() -> "Console":
 
 def _train(arguments: argparse.Namespace) -> int:
     from disagg_train.config.secret_values import redacted
-    from disagg_train.metrics.events import Attached, Told
+    from disagg_train.metrics.events import Told, attached
     from disagg_train.metrics.progress import TrainingProgress
     from disagg_train.trainer import Trainer
 
@@ -260,7 +260,7 @@ def _train(arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as opened:
         progress = opened.enter_context(TrainingProgress(console, trainer.job.train.steps))
         if arguments.verbose:
-            opened.enter_context(Attached(Told(progress.say, redacted)))
+            opened.enter_context(attached(Told(progress.say, redacted)))
         try:
             for record in trainer.fit():
                 progress.say(*trainer.take_notes())

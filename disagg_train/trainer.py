@@ -32,7 +32,7 @@ from disagg_train.driver.plans import (
 )
 from disagg_train.driver.requests import Requests, ResizeRequest
 from disagg_train.errors import ConfigError
-from disagg_train.metrics.events import RunLog
+from disagg_train.metrics.events import run_log
 from disagg_train.metrics.pictures import Reading, draw_curve, draw_readings
 from disagg_train.metrics.records import BadSample, Evaluation, StepRecord
 from disagg_train.metrics.sinks import JsonLines
@@ -165,7 +165,7 @@ class Trainer:
         save_job(self.job, self.output / "job.yaml")
 
     def _run(self, open_session: OpenSession) -> Iterator[StepRecord]:
-        with RunLog(self.output, redacted):
+        with run_log(self.output, redacted):
             yield from self._run_logged(open_session)
 
     def _run_logged(self, open_session: OpenSession) -> Iterator[StepRecord]:

@@ -1,10 +1,9 @@
 """A run's log: one line per event, with the group, the rank and the step that it is about."""
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 LOG = logging.getLogger("disagg_train")
 """Takes all events; handlers of one's own may be added to it."""
@@ -60,63 +59,42 @@ class LineFormatter(logging.Formatter):
         return self._redact(" | ".join(lines))
 
 
-class Attached:
-    """A handler that takes events as long as this is open; a context manager.
-
-    Args:
-        handler: takes them.
-    """
-
-    def __init__(self, handler: logging.Handler) -> None:
-        self._handler, self._level = handler, LOG.level
-        LOG.addHandler(handler)
-        LOG.setLevel(logging.INFO)
-
-    def close(self) -> None:
-        """Let go of the handler."""
-        LOG.removeHandler(self._handler)
-        LOG.setLevel(self._level)
-        self._handler.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        del kind, error, at
-        self.close()
+@contextlib.contextmanager
+def attached(handler: logging.Handler) -> Iterator[None]:
+    """Have a handler take events as long as this is open, and close it."""
+    level = LOG.level
+    LOG.addHandler(handler)
+    LOG.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        LOG.removeHandler(handler)
+        LOG.setLevel(level)
+        handler.close()
 
 
-class RunLog(Attached):
-    """Appends a run's events to ``run.log``, its beginning and its end among them.
+@contextlib.contextmanager
+def run_log(folder: Path, redact: Redact) -> Iterator[None]:
+    """Append a run's events to ``run.log``, its beginning and its end among them.
 
     Args:
         folder: the run's output folder.
         redact: takes secrets out.
     """
-
-    def __init__(self, folder: Path, redact: Redact) -> None:
-        handler = logging.FileHandler(folder / "run.log", encoding="utf-8", errors="replace")
-        handler.setFormatter(LineFormatter(redact))
-        super().__init__(handler)
+    handler = logging.FileHandler(folder / "run.log", encoding="utf-8", errors="replace")
+    handler.setFormatter(LineFormatter(redact))
+    with attached(handler):
         event("the run begins")
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        """Note how the run ended."""
-        if isinstance(error, Exception):
+        try:
+            yield
+            event("the run ends")
+        except Exception as error:
             event(f"the run ends: {type(error).__name__}: {error}", level=logging.ERROR)
-        else:
-            event("the run ends" + (f": {kind.__name__}" if kind else ""))
-        super().__exit__(kind, error, at)
+            raise
+        except BaseException as wish:
+            left = isinstance(wish, GeneratorExit)
+            event(f"the run ends: {'its loop was left' if left else type(wish).__name__}")
+            raise
 
 
 class Told(logging.Handler):
