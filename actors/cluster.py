@@ -5,12 +5,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from math import floor, lcm
 from typing import Any
 
 import ray
+from ray._private.state import available_resources_per_node
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
@@ -20,14 +21,15 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.agent import Agents
+from actors.bundles import Bundles, bundles_of, tp_ranks
 from actors.group import ActorGroup, locate
-from actors.pod_nodes import selector
+from actors.nodes import Node, live_nodes
 from actors.resources import ByGroup, is_counted
 from actors.scratch import ScratchFolder
 from actors.starting import Starting, numbered
+from actors.unplaced import unplaced
 from actors.worker import start_actor
 from disagg_train.config.job import JobConfig
-from disagg_train.config.modules import ParallelConfig
 from disagg_train.errors import ClusterError
 
 _POLL_S, _PLACED_POLL_S = 0.1, 1.0
@@ -82,53 +84,6 @@ class RayConnection:
             self._folder = None
 
 
-def fit(job: JobConfig, capacity: int) -> tuple[JobConfig, str]:
-    """Return the job as it can run on ``capacity`` ranks, and what was changed about it.
-
-    Raises:
-        ClusterError: it does not fit, and may not fall back or cannot.
-    """
-    if job.num_ranks <= capacity:
-        return job, ""
-    wanted = ", ".join(f"{name}: {group.ranks}" for name, group in job.groups.items())
-    missing = (
-        f"the groups need {job.num_ranks} ranks ({wanted}) and the cluster has room for {capacity}"
-    )
-    if job.fallback is None:
-        raise ClusterError(
-            f"{missing}; {job.num_ranks - capacity} are missing. Add nodes, use smaller groups, "
-            f"or allow `fallback: colocated`"
-        )
-    unit = lcm(*(_least_ranks(module.parallel) for module in job.modules.values()))
-    ranks = capacity // unit * unit
-    if ranks == 0:
-        raise ClusterError(f"{missing}; colocated, the modules still need {unit} ranks")
-    return _colocated(job, ranks), (
-        f"{missing}, so all modules run colocated on group {job.language.group!r} with "
-        f"{ranks} ranks and dp shrunk to fit; the training is the same"
-    )
-
-
-def _least_ranks(parallel: ParallelConfig) -> int:
-    """Return the fewest ranks that a module's degrees leave room for, dp apart."""
-    lanes = lcm(parallel.cp, parallel.ep)
-    return parallel.tp * parallel.pp * lanes
-
-
-def _colocated(job: JobConfig, ranks: int) -> JobConfig:
-    home = job.language.group
-    modules = {}
-    for name, module in job.modules.items():
-        parallel = module.parallel
-        dp = ranks // (parallel.tp * parallel.cp * parallel.pp)
-        changes = {"group": home, "parallel": parallel.model_copy(update={"dp": dp})}
-        modules[name] = module.model_copy(update=changes)
-    groups = {home: job.groups[home].model_copy(update={"ranks": ranks})}
-    return JobConfig.model_validate(
-        job.model_copy(update={"groups": groups, "modules": modules, "plan": None}).model_dump()
-    )
-
-
 class LostCapacity(ClusterError):  # noqa: N818 - not a mistake, but news
     """The cluster has no room any more for all ranks of a group that is to be made anew.
 
@@ -151,6 +106,14 @@ class LostCapacity(ClusterError):  # noqa: N818 - not a mistake, but news
         return type(self), (self.group, self.ranks, self.wanted, self.waited_s)
 
 
+@dataclass(frozen=True)
+class _Placed:
+    """A group's bundles, and Ray's name for them."""
+
+    bundles: Bundles
+    group: PlacementGroup
+
+
 class Cluster:
     """The placement groups of one job, and the actors in them.
 
@@ -163,15 +126,15 @@ class Cluster:
     """
 
     def __init__(self, job: JobConfig, resources: ByGroup) -> None:
-        self._placed: dict[str, PlacementGroup] = {}
-        self._resources, self._setup_s = resources, job.deadlines.setup_s
+        self._placed: dict[str, _Placed] = {}
+        self._job, self._resources = job, resources
         self.agents = Agents()
         deadline_s = time.monotonic() + job.deadlines.placement_s
         try:
             for name, group in job.groups.items():
                 self._place(name, group.ranks)
-            for name, placed in self._placed.items():
-                self._await(name, placed, deadline_s, job.deadlines.placement_s)
+            for placed in self._placed.values():
+                self._await(placed, deadline_s, job.deadlines.placement_s)
         except BaseException:
             self._give_back()
             raise
@@ -181,40 +144,46 @@ class Cluster:
         """Whether no rank has a GPU."""
         return not any(takes.gpus for takes in self._resources.values())
 
+    @property
+    def notes(self) -> list[str]:
+        """What people should know of where groups are."""
+        return [note for placed in self._placed.values() if (note := placed.bundles.note)]
+
+    def _bundles(self, name: str, ranks: int, nodes: Sequence[Node]) -> Bundles:
+        about, takes = self._job.groups[name], self._resources[name]
+        return bundles_of(name, about, ranks, tp_ranks(self._job, name), takes, nodes)
+
     def _place(self, name: str, ranks: int) -> None:
-        bundle = self._resources[name].bundle()
-        label = selector(name, ranks, bundle, ray.nodes())
-        self._placed[name] = placement_group(
-            [bundle] * ranks,
-            strategy="PACK",
-            bundle_label_selector=[label] * ranks if label else None,
+        bundles = self._bundles(name, ranks, _nodes())
+        selector = dict(bundles.selector)
+        group = placement_group(
+            [dict(bundles.resources)] * bundles.count,
+            strategy=bundles.strategy,
+            bundle_label_selector=[selector] * bundles.count if selector else None,
         )
+        self._placed[name] = _Placed(bundles, group)
 
     @staticmethod
-    def _await(name: str, placed: PlacementGroup, until_s: float, deadline_s: float) -> None:
-        ready = placed.ready()
+    def _await(placed: _Placed, until_s: float, deadline_s: float) -> None:
+        ready = placed.group.ready()
         while not ray.wait([ready], timeout=_POLL_S)[0]:
             if time.monotonic() > until_s:
-                raise ClusterError(
-                    f"group {name!r} was not placed in {deadline_s:g} s: it needs "
-                    f"{placed.bundle_specs}, the cluster has {_free()} free; start nodes or "
-                    f"shrink the group"
-                )
+                raise ClusterError(unplaced(placed.bundles, _nodes(), deadline_s))
 
     def start(self, groups: Mapping[str, int], deadline_s: float) -> dict[str, ActorGroup]:
         """Start every group's actors and number them by node and GPU.
 
-        Ranks that share a tp group are neighbours, so they come to share a node.
+        Ranks that share a tp group are neighbours, and so on one node.
         """
         return {name: self._start(name, ranks, deadline_s) for name, ranks in groups.items()}
 
     def _start(self, name: str, ranks: int, deadline_s: float) -> ActorGroup:
-        actors = [self._start_actor(name, bundle) for bundle in range(ranks)]
+        actors = [self._start_actor(name, number) for number in range(ranks)]
         return numbered(name, actors, locate(name, actors, deadline_s))
 
-    def _start_actor(self, name: str, bundle: int) -> Any:
-        takes = self._resources[name]
-        place = PlacementGroupSchedulingStrategy(self._placed[name], bundle)
+    def _start_actor(self, name: str, number: int) -> Any:
+        takes, placed = self._resources[name], self._placed[name]
+        place = PlacementGroupSchedulingStrategy(placed.group, placed.bundles.of_actor(number))
         return start_actor(takes.gpus, takes.cpus, place, dict(takes.environment))
 
     def restart(
@@ -235,53 +204,54 @@ class Cluster:
         """
         for name, ranks in groups.items():
             placed = self._placed.get(name)
-            if placed is not None and placed.bundle_count != ranks:
-                remove_placement_group(self._placed.pop(name))
+            if placed is not None and placed.bundles.ranks != ranks:
+                remove_placement_group(self._placed.pop(name).group)
             if name not in self._placed:
                 self._place(name, ranks)
         begin_s = time.monotonic()
         starting = {
-            name: Starting([partial(self._start_actor, name, bundle) for bundle in range(ranks)])
+            name: Starting([partial(self._start_actor, name, number) for number in range(ranks)])
             for name, ranks in groups.items()
         }
         try:
-            return {
-                name: self._located(name, starting[name], begin_s, deadline_s) for name in groups
-            }
+            for name, each in starting.items():
+                self._await_all(name, each, begin_s, deadline_s)
         except BaseException:
             for each in starting.values():
                 each.kill()
             raise
+        return {
+            name: numbered(name, each.actors, each.homes, ended[name].homes)
+            for name, each in starting.items()
+        }
 
-    def _located(
-        self, name: str, starting: Starting, begin_s: float, deadline_s: float
-    ) -> ActorGroup:
-        until_s = begin_s + deadline_s
+    def _await_all(self, name: str, starting: Starting, begin_s: float, deadline_s: float) -> None:
+        until_s, setup_s = begin_s + deadline_s, self._job.deadlines.setup_s
         while not starting.wait(until_s):
             if not self._is_placed(name):
                 raise self._lost(name, starting, deadline_s)
-            if time.monotonic() > begin_s + deadline_s + self._setup_s:
+            if time.monotonic() > begin_s + deadline_s + setup_s:
                 raise ClusterError(
-                    f"the actors of group {name!r} did not start in {self._setup_s:g} s; look at "
+                    f"the actors of group {name!r} did not start in {setup_s:g} s; look at "
                     f"Ray's logs, or raise deadlines.setup_s"
                 )
             until_s = time.monotonic() + _PLACED_POLL_S
-        return numbered(name, starting.actors, starting.homes)
 
     def _is_placed(self, name: str) -> bool:
         """Return whether all bundles of a group are on nodes that live, as far as Ray knows."""
-        return bool(placement_group_table(self._placed[name])["state"] == "CREATED")
+        return bool(placement_group_table(self._placed[name].group)["state"] == "CREATED")
 
     def _lost(self, name: str, starting: Starting, deadline_s: float) -> LostCapacity:
         found, wanted = starting.num_running, len(starting.actors)
         room = min(wanted - 1, found + self._room(name))
-        remove_placement_group(self._placed.pop(name))
+        remove_placement_group(self._placed.pop(name).group)
         return LostCapacity(name, room, wanted, deadline_s)
 
     def _room(self, name: str) -> int:
-        """Return how many ranks of a group fit in what is free."""
-        free, takes = _free(), self._resources[name].bundle()
-        return min(floor(free.get(kind, 0.0) / amount) for kind, amount in takes.items())
+        """Return how many ranks of a group fit in what is free, tp groups whole."""
+        nodes = _nodes()
+        bundles = self._bundles(name, self._placed[name].bundles.ranks, nodes)
+        return bundles.num_on(nodes) * bundles.ranks_per_bundle
 
     def release(self, groups: Mapping[str, ActorGroup], sound: bool) -> None:
         """End all actors, and give the placement groups back."""
@@ -294,7 +264,7 @@ class Cluster:
 
     def _give_back(self) -> None:
         for placed in self._placed.values():
-            remove_placement_group(placed)
+            remove_placement_group(placed.group)
         self._placed.clear()
         self.agents.close()
 
@@ -308,5 +278,5 @@ def total_resources() -> dict[str, float]:
     return {k: v for k, v in ray.cluster_resources().items() if is_counted(k)}
 
 
-def _free() -> dict[str, float]:
-    return {k: v for k, v in ray.available_resources().items() if is_counted(k)}
+def _nodes() -> list[Node]:
+    return live_nodes(ray.nodes(), available_resources_per_node())

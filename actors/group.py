@@ -59,8 +59,11 @@ class ActorGroup:
         setups: Sequence[RankSetup],
         source: StateSource | None = None,
         couriers: Sequence[Courier] | None = None,
-    ) -> "Future[list[None]]":
-        """Start building every rank, from a state and with a courier each where these are given."""
+    ) -> "Future[list[str]]":
+        """Start building every rank, from a state and with a courier each where these are given.
+
+        The results say why a rank's output is not kept with the run, where it is to be and is not.
+        """
         sent: Sequence[Courier | None] = couriers or [None] * len(setups)
         each = zip(self.actors, setups, sent, strict=True)
         return self._all(

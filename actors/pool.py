@@ -4,6 +4,7 @@ Importing Megatron takes seconds per process; a pool pays for it once.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -25,19 +26,28 @@ class ActorPool:
 
     Args:
         num_ranks: actors to start; each takes one CPU of Ray's count.
+        environment: variables that their processes start with.
     """
 
-    def __init__(self, num_ranks: int) -> None:
-        self._actors = [start_actor() for _ in range(num_ranks)]
+    def __init__(self, num_ranks: int, environment: Mapping[str, str] | None = None) -> None:
+        self._environment = dict(environment or {})
+        self._actors = [self._start_actor() for _ in range(num_ranks)]
         self._leased: list[Any] = []
         self.agents = Agents()
         self.on_cpus = True
+
+    def _start_actor(self) -> Any:
+        return start_actor(environment=self._environment)
 
     def __len__(self) -> int:
         return len(self._actors)
 
     def session(
-        self, job: JobConfig, source: StateSource | None = None, keeps_copies: bool = False
+        self,
+        job: JobConfig,
+        source: StateSource | None = None,
+        keeps_copies: bool = False,
+        logs: Path | None = None,
     ) -> Session:
         """Set a job up on the pool; closing the session gives the actors back.
 
@@ -45,8 +55,9 @@ class ActorPool:
             job: the job.
             source: the state that it begins with.
             keeps_copies: whether vaults hold copies of the ranks' states.
+            logs: folder that takes the output of every rank; None leaves it to Ray.
         """
-        return Session(job, self, "", source, keeps_copies)
+        return Session(job, self, "", source, keeps_copies, logs)
 
     def start(self, groups: Mapping[str, int], deadline_s: float) -> dict[str, ActorGroup]:
         """Lease actors for every group.
@@ -93,7 +104,7 @@ class ActorPool:
     def _replace(self, actor: Any) -> None:
         """Put a new actor into the place of an ended one."""
         if actor in self._actors:
-            self._actors[self._actors.index(actor)] = start_actor()
+            self._actors[self._actors.index(actor)] = self._start_actor()
         self._leased = [leased for leased in self._leased if leased != actor]
 
     def close(self) -> None:

@@ -3,12 +3,14 @@
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import floor
+from math import ceil, floor
 
 from disagg_train.config.job import JobConfig
 from disagg_train.errors import ConfigError
 
 _ROUNDING = 1e-6
+_DIGITS = 4
+"""Of a GPU's parts, as Ray counts them."""
 
 _KIND = "accelerator_type:"
 """Begin of the name of a resource that nodes with GPUs of one kind have, as Ray counts it."""
@@ -32,12 +34,21 @@ class Resources:
     environment: tuple[tuple[str, str], ...] = ()
     accelerator: str | None = None
 
-    def bundle(self) -> dict[str, float]:
-        """Return the resources as a placement group's bundle."""
+    def bundle(self, ranks: int = 1) -> dict[str, float]:
+        """Return the resources as a placement group's bundle.
+
+        Args:
+            ranks: that it holds. Where they need more than one GPU, it has whole ones, since a
+                rank's part of a GPU is of one.
+        """
+        cpus = self.cpus * ranks
         if not self.gpus:
-            return {"CPU": self.cpus}
+            return {"CPU": cpus}
+        gpus = round(self.gpus * ranks, _DIGITS)
+        if gpus > 1:
+            gpus = float(ceil(ranks / floor(1 / self.gpus + _ROUNDING)))
         kind = {f"{_KIND}{self.accelerator}": _PART_OF_KIND} if self.accelerator else {}
-        return {"GPU": self.gpus, "CPU": self.cpus} | kind
+        return {"GPU": gpus, "CPU": cpus} | kind
 
 
 ByGroup = Mapping[str, Resources]
@@ -67,15 +78,15 @@ def rank_resources(job: JobConfig, total: Mapping[str, float]) -> tuple[ByGroup,
     if job.device == "cuda" and not num_gpus:
         raise ConfigError("device: cuda, but the cluster has no GPU; set device: cpu or auto")
     if job.device == "cpu" or not num_gpus:
-        return dict.fromkeys(job.groups, _on_cpus(num_gpus)), ""
+        return _on_cpus(job, num_gpus), ""
     reason = _reason_for_cpus(job, num_gpus) if job.device == "auto" else ""
     if reason:
         note = f"{reason}, so all ranks run on CPUs; set device: cuda to insist on GPUs"
-        return dict.fromkeys(job.groups, _on_cpus(num_gpus)), note
+        return _on_cpus(job, num_gpus), note
     _check_kinds(job, total)
-    environment = _gpu_environment(job)
+    told = _gpu_environment(job)
     found = {
-        name: Resources(group.gpus_per_rank, 1.0, environment, group.accelerator)
+        name: Resources(group.gpus_per_rank, 1.0, _environment(job, name, told), group.accelerator)
         for name, group in job.groups.items()
     }
     return found, ""
@@ -101,18 +112,25 @@ def _reason_for_cpus(job: JobConfig, num_gpus: float) -> str:
     return ""
 
 
-def _on_cpus(num_gpus: float) -> Resources:
+def _on_cpus(job: JobConfig, num_gpus: float) -> ByGroup:
     """Keep the ranks off GPUs that the cluster has but the job does not use."""
-    environment = (("DISAGG_TRAIN_FORCE_CPU", "1"),) if num_gpus else ()
-    return Resources(0.0, 1.0, environment)
+    told = {"DISAGG_TRAIN_FORCE_CPU": "1"} if num_gpus else {}
+    return {name: Resources(0.0, 1.0, _environment(job, name, told)) for name in job.groups}
 
 
-def _gpu_environment(job: JobConfig) -> tuple[tuple[str, str], ...]:
+def _gpu_environment(job: JobConfig) -> dict[str, str]:
     """Return what NCCL must be told: all members of a communicator, or none."""
-    variables = [("NCCL_LAUNCH_ORDER_IMPLICIT", "1")]
+    variables = {"NCCL_LAUNCH_ORDER_IMPLICIT": "1"}
     if any(group.gpus_per_rank < 1 for group in job.groups.values()):
-        variables.append(("NCCL_MULTI_RANK_GPU_ENABLE", "1"))
-    return tuple(variables)
+        variables["NCCL_MULTI_RANK_GPU_ENABLE"] = "1"
+    return variables
+
+
+def _environment(
+    job: JobConfig, group: str, told: Mapping[str, str]
+) -> tuple[tuple[str, str], ...]:
+    """Return what a rank's process starts with: what the job file says, and what we tell it."""
+    return tuple((job.environment | job.groups[group].environment | dict(told)).items())
 
 
 def capacity(job: JobConfig, resources: ByGroup, total: Mapping[str, float]) -> int:

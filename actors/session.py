@@ -2,14 +2,16 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import wait
+from pathlib import Path
 from typing import Protocol, Self
 
 import ray
 
 from actors.agent import Agents
-from actors.cluster import Cluster, LostCapacity, fit, total_resources
+from actors.cluster import Cluster, LostCapacity, total_resources
 from actors.courier import Courier
 from actors.diagnosis import diagnose
+from actors.fitting import fit
 from actors.group import ActorGroup
 from actors.hardware import gpu_kinds
 from actors.plans import StoredPlans
@@ -22,6 +24,7 @@ from disagg_train.driver.schedules import job_schedules
 from disagg_train.driver.signals import deferred_signals
 from disagg_train.driver.waiting import await_all
 from disagg_train.engine.setup import RankSetup, Rendezvous, StateSource
+from disagg_train.metrics.events import event
 
 __all__ = ["LostCapacity", "Session", "on_cluster"]
 
@@ -60,6 +63,7 @@ class Session:
         note: what was changed about the job to make it fit, for people.
         source: the state that the ranks begin with; none where they begin anew.
         keeps_copies: whether vaults hold copies of the ranks' states.
+        logs: folder that takes the output of every rank; None leaves it to Ray.
     """
 
     def __init__(
@@ -69,10 +73,12 @@ class Session:
         note: str = "",
         source: StateSource | None = None,
         keeps_copies: bool = False,
+        logs: Path | None = None,
     ) -> None:
-        self.note = note
+        self.note, self._logs = note, logs
         self._actors, self._plans = actors, StoredPlans()
         self._vaults = Vaults(job.deadlines.step_s) if keeps_copies else None
+        self._said_of_output = False
         self._take(job)
         sizes = {name: group.ranks for name, group in job.groups.items()}
         self._by_name = actors.start(sizes, job.deadlines.setup_s)
@@ -119,11 +125,30 @@ class Session:
             setups = []
             for rank in range(len(group.actors)):
                 ops = self.schedule.ops[place], self._evaluation.ops[place]
-                setups.append(RankSetup(self.job, rendezvous, group.name, rank, *ops))
+                log = None if self._logs is None else str(self._logs / f"{group.name}-{rank}.log")
+                setups.append(RankSetup(self.job, rendezvous, group.name, rank, *ops, log))
                 place += 1
             couriers = self._couriers(group, rendezvous, nodes)
             futures.append(group.setup(setups, source, couriers))
         await_all(futures, deadline_s, "setup")
+        self._tell_of(0 if source is None else source.steps_done)
+        self._note_lost_output([reason for future in futures for reason in future.result()])
+
+    def _tell_of(self, step: int) -> None:
+        for group in self.groups:
+            for rank, home in enumerate(group.homes):
+                gpus = f", GPU {', '.join(home.gpus)}" if home.gpus else ""
+                where = f"node {home.address}, process {home.pid}{gpus}"
+                event(f"set up on {where}", step, group.name, rank)
+
+    def _note_lost_output(self, reasons: Sequence[str]) -> None:
+        """Say once, for all ranks that it is true of."""
+        lost = [reason for reason in reasons if reason]
+        if lost and not self._said_of_output:
+            self._said_of_output = True
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+            said = f"Ray keeps the output of ranks that cannot write it: {lost[0]}{more}"
+            self.note = "; ".join(filter(None, (self.note, said)))
 
     def _couriers(
         self, group: ActorGroup, rendezvous: Rendezvous, nodes: Collection[str]
@@ -214,7 +239,10 @@ class Session:
 
 
 def on_cluster(
-    job: JobConfig, source: StateSource | None = None, keeps_copies: bool = False
+    job: JobConfig,
+    source: StateSource | None = None,
+    keeps_copies: bool = False,
+    logs: Path | None = None,
 ) -> Session:
     """Set a job up on actors of its own; Ray must be connected.
 
@@ -222,6 +250,7 @@ def on_cluster(
         job: the job; it may be changed to fit the cluster.
         source: the state that it begins with; none where it begins anew.
         keeps_copies: whether vaults hold copies of the ranks' states.
+        logs: folder that takes the output of every rank; None leaves it to Ray.
 
     Raises:
         ClusterError: the cluster cannot hold it.
@@ -230,10 +259,10 @@ def on_cluster(
     total = total_resources()
     resources, about_device = rank_resources(job, total)
     job, about_size = fit(job, capacity(job, resources, total))
-    note = "; ".join(filter(None, (about_device, about_size)))
     cluster = Cluster(job, resources)
+    note = "; ".join(filter(None, (about_device, about_size, *cluster.notes)))
     try:
-        return Session(job, cluster, note, source, keeps_copies)
+        return Session(job, cluster, note, source, keeps_copies, logs)
     except BaseException:
         cluster.close()
         raise

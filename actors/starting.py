@@ -9,6 +9,7 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from actors.agent import Home
 from actors.group import ActorGroup
+from actors.numbering import rank_order
 
 _POLL_S = 0.1
 
@@ -62,11 +63,16 @@ class Starting:
             ray.kill(actor)
 
 
-def numbered(name: str, actors: Sequence[Any], homes: Sequence[Home]) -> ActorGroup:
-    """Return actors as a group, in the order of their nodes and GPUs."""
+def numbered(
+    name: str, actors: Sequence[Any], homes: Sequence[Home], before: Sequence[Home] = ()
+) -> ActorGroup:
+    """Return actors as a group, in the order of their nodes and GPUs.
 
-    def place_of(i: int) -> tuple[str, str, tuple[str, ...]]:
-        return homes[i].address, homes[i].node_id, homes[i].gpus
-
-    order = sorted(range(len(actors)), key=place_of)
+    Args:
+        name: of the group.
+        actors: in any order.
+        homes: where each is.
+        before: where the group's ranks were when it last ran.
+    """
+    order = rank_order(homes, before)
     return ActorGroup(name, [actors[i] for i in order], [homes[i] for i in order])

@@ -7,6 +7,7 @@ step are loaded from the group ``inputs``.
 
 import contextlib
 import gc
+import logging
 import os
 import sys
 import threading
@@ -22,8 +23,10 @@ from actors.agent import Home
 from actors.beacon import Beacon, write_stacks_on_signal
 from actors.courier import Courier
 from actors.failure import cause_of
+from actors.rank_output import RankOutput
 from disagg_train.engine.setup import RankSetup, StateSource
 from disagg_train.errors import BoundaryError, Cause
+from disagg_train.metrics.events import event
 from disagg_train.metrics.records import BadSample, RankReport, SnapshotOrder, Stored
 from disagg_train.planner.step_plan import StepPlan
 
@@ -66,6 +69,7 @@ class RankActor:
         self._courier: Courier | None = None
         self._data: DataSource | None = None
         self._beacon, self._stacks = Beacon(), write_stacks_on_signal()
+        self._output = RankOutput()
         self._at = ""
         self._thread = 0
         self._is_busy = False
@@ -115,7 +119,7 @@ class RankActor:
         setup: RankSetup,
         source: StateSource | None = None,
         courier: Courier | None = None,
-    ) -> None:
+    ) -> str:
         """Build the rank's modules and join its groups; groups that it is in are left first.
 
         Until ``teardown``, the data source stays the one that was opened first.
@@ -124,16 +128,30 @@ class RankActor:
             setup: what it is told.
             source: the state that it begins with.
             courier: takes its copies to the vaults, where they are kept.
+
+        Returns:
+            Why its output is not kept with the run; empty where it is, or is not to be.
         """
         from disagg_train.engine.rank import Rank
 
         self._leave()
         self._failed, self._courier, self._taken = None, courier, None
         self._step_s = setup.job.deadlines.step_s
+        reason = self._keep_output(setup)
         with self._doing("setup"):
             self._rank = Rank(setup, source, self._data)
             self._rank.tell_ops(self._tell)
             self._data = self._rank.data
+        event("set up", step=source.steps_done if source else 0)
+        return reason
+
+    def _keep_output(self, setup: RankSetup) -> str:
+        if setup.log is None:
+            self._output.let_go()
+            return ""
+        node = ray.util.get_node_ip_address()
+        about = f"node {node}, process {os.getpid()}, epoch {setup.rendezvous.epoch}"
+        return self._output.keep(setup.log, setup.group, setup.rank, about)
 
     def train(self, plan: StepPlan, upcoming: StepPlan | None) -> RankReport:
         """Run one training step."""
@@ -143,7 +161,10 @@ class RankActor:
     @ray.method(concurrency_group="inputs")
     def probe(self, plan: StepPlan) -> tuple[BadSample, ...]:
         """Load a coming step's samples while another one runs; return the bad ones."""
-        return self._ready().probe(plan)
+        found = self._ready().probe(plan)
+        for bad in found:
+            event(f"sample {bad.key} is bad: {bad.reason}", plan.step, level=logging.WARNING)
+        return found
 
     def evaluate(self, plan: StepPlan) -> RankReport:
         """Run one evaluation."""
@@ -193,6 +214,9 @@ class RankActor:
             self._tell("")
         except BaseException as error:
             self._failed = Status(self._at, traceback.format_exc(), False, cause_of(error))
+            said = f"failed during {self._at}: {type(error).__name__}: {error}"
+            event(said, level=logging.ERROR)
+            traceback.print_exc()
             with contextlib.suppress(Exception):  # the first error is the one to tell
                 self._leave()
             raise
@@ -211,6 +235,7 @@ class RankActor:
         """Leave all groups and forget the job; the process stays warm for the next one."""
         self._leave()
         self._data = None
+        self._output.let_go()
 
     def _leave(self) -> None:
         """Leave all groups, and let go of all but the data source, which is slow to open."""

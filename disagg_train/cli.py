@@ -1,6 +1,7 @@
 """The command ``disagg-train``. Heavy imports wait until a command needs them."""
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -94,6 +95,13 @@ def _parser() -> argparse.ArgumentParser:
         "--plan",
         choices=["auto"],
         help="auto: lay the job out anew first, on as many ranks as it asks for",
+    )
+
+    train.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="print every event as it happens, as the run's run.log has them",
     )
 
     check = _job_command(commands, "check", _check, "validate a job; print ranks and schedule")
@@ -246,7 +254,7 @@ def _train(arguments: argparse.Namespace) -> int:
         resume=arguments.resume,
         overwrite=arguments.overwrite,
     )
-    trainer.run(console=console)
+    trainer.run(console=console, verbose=arguments.verbose)
     _report(trainer, console)
     return 0
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ def examine() -> Iterator[Finding]:
     yield _extra("sklearn", "the data set `digits`", "pip install 'disagg_train[demo]'")
     yield _nccl()
     yield _ray_address()
+    yield _ports()
 
 
 def _python() -> Finding:
@@ -96,3 +98,22 @@ def _same_nccl(version: str) -> Finding:
 def _ray_address() -> Finding:
     address = os.environ.get("RAY_ADDRESS", "")
     return Finding("Ray cluster", address or "none named; a local one is started per run")
+
+
+def _ports() -> Finding:
+    try:
+        text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
+    except OSError:
+        return Finding("ports", "not known which ones this system gives out")
+    return _clear_of_ray(*map(int, text.split()))
+
+
+def _clear_of_ray(first: int, last: int) -> Finding:
+    """Return whether gloo and NCCL may take ports that Ray's workers want."""
+    from actors.rendezvous import RAY_PORTS
+
+    state = f"{first}-{last} are given out"
+    if last < RAY_PORTS[0] or first > RAY_PORTS[-1]:
+        return Finding("ports", state)
+    fix = f"sysctl -w net.ipv4.ip_local_port_range='32768 60999': {RAY_PORTS[0]}-{RAY_PORTS[-1]}"
+    return Finding("ports", state, f"{fix} are Ray's")

@@ -19,6 +19,7 @@ from disagg_train.checkpoint.reader import CheckpointReader
 from disagg_train.config.job import JobConfig
 from disagg_train.config.load import load_job, save_job
 from disagg_train.config.resize import resized
+from disagg_train.config.secret_values import masked
 from disagg_train.data.index import usable_sizes
 from disagg_train.data.run_pictures import draw_run
 from disagg_train.data.source import DataSource, open_source
@@ -34,6 +35,7 @@ from disagg_train.driver.run_sinks import check_sinks
 from disagg_train.driver.signals import deferred_signals
 from disagg_train.errors import ConfigError
 from disagg_train.metrics.board import RunFacts
+from disagg_train.metrics.events import Told, attached, run_log
 from disagg_train.metrics.frame import step_frame
 from disagg_train.metrics.page import Page
 from disagg_train.metrics.progress import progress_on
@@ -134,7 +136,12 @@ class Trainer:
             return plan_in_place(self.job)
         return plan_job(self.job, pools_named(str(gpus), gpu_kind), by_size(gpu_kind))
 
-    def run(self, pool: ActorPool | None = None, console: Console | None = None) -> None:
+    def run(
+        self,
+        pool: ActorPool | None = None,
+        console: Console | None = None,
+        verbose: bool = False,
+    ) -> None:
         """Train to the end, with live progress in the terminal or the notebook's cell.
 
         It is ``fit`` in one call; interrupting the cell is a first Ctrl-C.
@@ -142,8 +149,13 @@ class Trainer:
         Args:
             pool: warm actors to use; actors of its own are made and ended where none is given.
             console: to draw on; the usual one where not given.
+            verbose: whether every event is told as it happens, as ``run.log`` has them.
         """
-        with progress_on(console or Console(), self.job.train.steps) as progress:
+        with contextlib.ExitStack() as opened:
+            num_steps = self.job.train.steps
+            progress = opened.enter_context(progress_on(console or Console(), num_steps))
+            if verbose:
+                opened.enter_context(attached(Told(progress.say, masked)))
             progress.say(f"starting {self.job.num_ranks} ranks; they need a moment to get ready")
             try:
                 with contextlib.closing(self.fit(pool)) as steps:
@@ -157,9 +169,10 @@ class Trainer:
         """Train step by step: iterate to go on, over a record after every step.
 
         Writes the job (``job.yaml``), ``metrics.jsonl``, ``evaluations.jsonl``,
-        ``bad_samples.jsonl`` and ``failures.jsonl`` if there are any, ``trace.json``, pictures and
-        checkpoints into the job's output folder. Leaving the loop early ends the actors. After a
-        failure the steps since the restored one are run, and yielded, once more.
+        ``bad_samples.jsonl`` and ``failures.jsonl`` if there are any, ``run.log``, the ranks'
+        output (``logs/``), ``trace.json``, pictures and checkpoints into the job's output folder.
+        Leaving the loop early ends the actors. After a failure the steps since the restored one
+        are run, and yielded, once more.
 
         The first Ctrl-C or SIGTERM ends the running step and saves; the second ends at once.
         While it trains, other processes can ``disagg_train.attach`` to it by the job's name.
@@ -180,17 +193,19 @@ class Trainer:
         check_sinks(self.job.sinks)
         self._prepare_output()
         if pool is not None:
-            yield from self._run(partial(pool.session, keeps_copies=self._keeps_copies))
+            yield from self._run(partial(pool.session, **self._kept))
             return
         self._connect(self.job.num_ranks)
         try:
-            yield from self._run(partial(on_cluster, keeps_copies=self._keeps_copies))
+            yield from self._run(partial(on_cluster, **self._kept))
         finally:
             self.close()
 
     @property
-    def _keeps_copies(self) -> bool:
-        return self.job.recovery.restart == "group"
+    def _kept(self) -> dict[str, Any]:
+        """What a session keeps of its ranks: copies of their states, and their output."""
+        logs = self.output.absolute() / "logs"
+        return {"keeps_copies": self.job.recovery.restart == "group", "logs": logs}
 
     def _prepare_output(self) -> None:
         """Begin a folder, or the next part of a resumed run.
@@ -205,7 +220,7 @@ class Trainer:
 
     def _run(self, open_session: OpenSession) -> Iterator[StepRecord]:
         facts = RunFacts(self.job.name, self.job.train.steps, str(self.output.absolute()))
-        with announcing(facts, self.notes) as announcer:
+        with run_log(self.output, masked), announcing(facts, self.notes) as announcer:
             run = TrainingRun(
                 self.job,
                 self._train_sizes,
@@ -301,7 +316,7 @@ class Trainer:
         check_verifiable(self.job)
         if pool is None:
             self._connect(self.job.num_ranks)
-            pool = ActorPool(self.job.num_ranks)
+            pool = ActorPool(self.job.num_ranks, self.job.environment)
             try:
                 return self.verify(steps, pool)
             finally:

@@ -4,6 +4,7 @@ The driver's loop runs steps until something fails. What happens then is here: f
 failed, make those actors anew, go back to a step of which the whole state is at hand, go on.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -30,6 +31,7 @@ from disagg_train.driver.skips import SkippedSteps
 from disagg_train.driver.waiting import await_all
 from disagg_train.engine.setup import StateSource
 from disagg_train.errors import ConfigError, RankError
+from disagg_train.metrics.events import event
 from disagg_train.metrics.measures import Standing
 from disagg_train.metrics.records import (
     Evaluation,
@@ -134,6 +136,14 @@ class TrainingRun:
         self._keeper.notes.clear()
         return [masked(note) for note in notes + self._sinks.take_notes()]
 
+    def _tell(
+        self, text: str, level: int = logging.INFO, group: str | None = None, rank: int = -1
+    ) -> None:
+        """Tell people, and the run's log."""
+        self._notes.append(text)
+        about = group if group in self.job.groups else None
+        event(text, self._steps_done, about, rank if rank >= 0 else None, level, is_note=True)
+
     def steps(self) -> Iterator[StepRecord]:
         """Train to the end; yield a record after every step.
 
@@ -145,7 +155,7 @@ class TrainingRun:
             RunStopped: the run was asked to stop.
         """
         if self._session.note:
-            self._notes.append(self._session.note)
+            self._tell(self._session.note)
         with self._stop as stop:
             while True:
                 try:
@@ -158,7 +168,7 @@ class TrainingRun:
                 except RankError as error:
                     self._recover(error, stop)
             if stop.requested is not None:
-                self._notes.append(f"stopped after {self._steps_done} steps; a checkpoint is saved")
+                self._tell(f"stopped after {self._steps_done} steps; a checkpoint is saved")
                 stop.raise_it()
         self.files.write_trace(self._session.row_names)
         self._sinks.close(ok=True)
@@ -194,6 +204,7 @@ class TrainingRun:
         if self.job.train.is_traced(record.step):
             self.files.add_trace(record.step, reports)
         self._steps_done = record.step + 1
+        event(record.in_words, record.step)
         self._policy.completed(record.step)
         self._skips.note(record, plan)
         self._watch_drift(reports)
@@ -214,9 +225,9 @@ class TrainingRun:
         return Standing(self.restarts, 0, keeper.num_written, done - kept, queues)
 
     def _watch_drift(self, reports: Sequence[RankReport]) -> None:
-        if self._drift is not None:
-            note = self._drift.observe(mean_busy_s(reports, list(self.job.modules)))
-            self._notes += [note] if note else []
+        drift, names = self._drift, list(self.job.modules)
+        if drift is not None and (note := drift.observe(mean_busy_s(reports, names))):
+            self._tell(note, logging.WARNING)
 
     def _forget_plans(self) -> None:
         """Keep the plans since the copy before the newest: of that one, a rank's may be lost."""
@@ -247,9 +258,11 @@ class TrainingRun:
             self._add_evaluation()
 
     def _add_evaluation(self) -> None:
-        evaluation = self._evaluate(self._session, self._steps_done)
-        self.files.add_evaluation(evaluation)
-        self._sinks.add_evaluation(evaluation)
+        found = self._evaluate(self._session, self._steps_done)
+        self.files.add_evaluation(found)
+        self._sinks.add_evaluation(found)
+        said = f"held out: loss {found.loss:.6g}, exact match {found.exact_match:.3f}"
+        event(said, self._steps_done)
 
     # Checkpoints.
 
@@ -288,7 +301,9 @@ class TrainingRun:
                 masked_content(failure.as_dict()), masked(failure.text)
             )
             restart = self._policy.after(failure)
-            self._notes.append(f"{failure.headline}; the whole report is in {report}")
+            blamed = failure.error if isinstance(failure.error, RankError) else error
+            said = f"{failure.headline}; the whole report is in {report}"
+            self._tell(said, logging.ERROR, blamed.group, blamed.rank)
             _pause(restart.pause_s, stop)
             if stop.requested is not None:
                 raise failure.error
@@ -318,7 +333,7 @@ class TrainingRun:
         self.files.rewind(self._steps_done)
         self._sinks.rewind(self._steps_done)
         self._renew(self.job, groups, source)
-        self._notes.append(
+        self._tell(
             f"group {', '.join(groups)} was started again; training goes on after step "
             f"{self._steps_done}, from {origin}"
         )
@@ -326,7 +341,8 @@ class TrainingRun:
     def _newest_checkpoint(self) -> tuple[Manifest, str] | None:
         """Return the newest sound checkpoint with its folder, else what the run began with."""
         manifest, notes = self._store.newest_sound()
-        self._notes += notes
+        for note in notes:
+            self._tell(note, logging.WARNING)
         return self._began_with if manifest is None else (manifest, self._address(manifest))
 
     def _address(self, manifest: Manifest) -> str:
@@ -340,9 +356,11 @@ class TrainingRun:
             smaller = shrunk(job, lost.group, lost.ranks)
             if smaller is None:
                 raise
-            self._notes.append(
+            self._tell(
                 f"{lost}; group {lost.group!r} goes on with {smaller.groups[lost.group].ranks} "
-                f"ranks and less data parallelism"
+                f"ranks and less data parallelism",
+                logging.WARNING,
+                lost.group,
             )
             self._renew(smaller, tuple({*groups, lost.group}), source)
         self._plans.lay_out(self.job)
@@ -360,11 +378,12 @@ class TrainingRun:
         try:
             job = resized(self.job, request.group, request.ranks)
         except ConfigError as error:
-            self._notes.append(f"not resized: {error}")
+            self._tell(f"not resized: {error}", logging.WARNING)
             return
         self._renew(job, (request.group,), self._live_state())
-        self._notes.append(
-            f"group {request.group!r} has {request.ranks} ranks after step {self._steps_done}"
+        self._tell(
+            f"group {request.group!r} has {request.ranks} ranks after step {self._steps_done}",
+            group=request.group,
         )
 
     def _live_state(self) -> StateSource:

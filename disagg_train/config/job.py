@@ -13,6 +13,8 @@ from pydantic import (
 )
 
 from disagg_train.config.base import Config, divisors
+from disagg_train.config.environment import Environment
+from disagg_train.config.groups import GroupConfig
 from disagg_train.config.kubernetes import KubernetesConfig
 from disagg_train.config.modules import AnyModule, EncoderModule, GptModule, TransformerModule
 from disagg_train.config.planned import PlannedConfig
@@ -27,19 +29,6 @@ Balance = Literal["none", "encoder", "llm", "both"]
 
 LANGUAGE = "language"
 """Name of the module that is the LLM."""
-
-
-class GroupConfig(Config):
-    """An actor group: ranks that no other group shares."""
-
-    ranks: PositiveInt
-    """Number of actors; one actor is one rank on one GPU, or one CPU process."""
-    gpus_per_rank: float = Field(default=1.0, gt=0.0, le=1.0)
-    """Part of a GPU that a rank takes: 0.25 puts up to four ranks on one GPU, to test several
-    ranks where GPUs are few; they share its time and memory. Needs NCCL 2.30 or newer."""
-    accelerator: str | None = Field(default=None, pattern=r"^[\w.-]+$")
-    """Kind of GPU that the ranks must be on, by Ray's name for it (`H100`, `L40S`, ...); any where
-    not given. Ranks on CPUs do not ask. Planning knows H100, H200, A100, L40S and B200."""
 
 
 class DataConfig(Config):
@@ -200,6 +189,10 @@ class JobConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """What ranks compute on; `auto` takes GPUs where the cluster has enough of them (or `fallback`
     may shrink the job) and CuPy is there to connect the ranks, and says so where it does not."""
+    environment: Environment = {}
+    """Environment variables that every rank's process starts with, before torch and NCCL load, as
+    `NCCL_SOCKET_IFNAME`. Secrets are refused: ranks inherit what their Ray node was started with.
+    The driver has none of these: it opens no gloo and no NCCL connection."""
     deadlines: DeadlineConfig = DeadlineConfig()
     """How long anything may take."""
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 
 from disagg_train.config.base import Config
-from disagg_train.config.secret_values import is_issued_secret, is_random, is_secret_name
+from disagg_train.config.secret_values import looks_secret
 from disagg_train.errors import ConfigError
 
 QueueKind = Literal["kueue", "volcano", "kai"]
@@ -81,7 +81,7 @@ def _free_names(names: Mapping[str, object]) -> None:
 def _plain_variables(value: dict[str, str]) -> dict[str, str]:
     _free_names(value)
     for name, text in value.items():
-        if is_secret_name(name) or is_issued_secret(text) or is_random(text):
+        if looks_secret(name, text):
             raise ConfigError(
                 f"{name} looks like a secret, which must not stand in a file; make a Kubernetes "
                 f"Secret of it and write env_from_secrets: {{{name}: {{secret: NAME, key: KEY}}}}"

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from disagg_train.config.job import GroupConfig, JobConfig
+from disagg_train.config.groups import GroupConfig
+from disagg_train.config.job import JobConfig
 from disagg_train.config.kubernetes import KubernetesConfig
 from disagg_train.config.load import refusal
 from disagg_train.config.survival import CheckpointConfig, RecoveryConfig

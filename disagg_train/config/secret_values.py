@@ -105,3 +105,8 @@ def _refusal(path: str) -> ConfigError:
         f"checkpoint has a copy. Set an environment variable and have it read there; on "
         f"Kubernetes make a Secret and name it in kubernetes.env_from_secrets"
     )
+
+
+def looks_secret(name: str, value: str) -> bool:
+    """Whether an environment variable holds a secret, as far as name and value tell."""
+    return is_secret_name(name) or is_issued_secret(value) or is_random(value)

@@ -6,6 +6,7 @@ samples had never been in the data set. Nothing runs a plan that is not committe
 """
 
 import contextlib
+import logging
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from disagg_train.driver.ports import Group
 from disagg_train.driver.signals import Deliver
 from disagg_train.driver.waiting import await_all
 from disagg_train.errors import DataError
+from disagg_train.metrics.events import event
 from disagg_train.metrics.records import BadSample
 from disagg_train.metrics.sinks import JsonLines
 from disagg_train.planner.step_plan import StepPlan
@@ -121,6 +123,9 @@ class Committer:
         """
         plan = next(plans, None)
         while plan is not None and (found := self._probe(plan, deliver)):
+            for bad in found:
+                said = f"sample {bad.key} is taken out: {bad.reason}"
+                event(said, plan.step, level=logging.WARNING)
             self.bad.add(found)
             assert isinstance(plans, MendablePlans)
             plan = plans.without({bad.key for bad in found})

@@ -4,6 +4,7 @@ Ranks copy their state between two steps and store the copy while they train on.
 looks in on that now and then, and writes the manifest once all ranks are done.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,7 @@ from disagg_train.driver.ports import Group
 from disagg_train.driver.signals import Deliver
 from disagg_train.driver.waiting import await_all, errors_of
 from disagg_train.errors import CheckpointError, DisaggTrainError, culprit
+from disagg_train.metrics.events import event
 from disagg_train.metrics.records import SnapshotOrder, StepRecord, Stored
 
 _PATIENCE = 1.5
@@ -282,7 +284,7 @@ class Keeper:
         if not error:
             self.newest_copy = steps_done
         elif not self._copy_error:
-            self.notes.append(f"the state after {steps_done} steps is not in memory: {error}")
+            self._tell(f"the state after {steps_done} steps is not in memory: {error}", steps_done)
         self._copy_error = error
 
     def _drop(self, order: SnapshotOrder, error: BaseException) -> None:
@@ -300,10 +302,11 @@ class Keeper:
             return
         self._complete.add(manifest.step)
         self.num_written += 1
+        event(f"checkpoint {self._store.address(manifest.step)} is complete", manifest.step)
         try:
             self._store.prune(self._config.keep)
         except CheckpointError as error:
-            self.notes.append(f"old checkpoints could not be removed: {error}")
+            self._tell(f"old checkpoints could not be removed: {error}", manifest.step)
 
     def _fail(self, steps_done: int, reason: str) -> None:
         message = (
@@ -312,7 +315,11 @@ class Keeper:
         )
         if self._config.on_error == "stop":
             raise CheckpointError(message)
-        self.notes.append(message)
+        self._tell(message, steps_done)
+
+    def _tell(self, note: str, steps_done: int) -> None:
+        self.notes.append(note)
+        event(note, steps_done, level=logging.WARNING, is_note=True)
 
 
 def _first(errors: Iterable[str]) -> str:

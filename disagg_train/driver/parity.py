@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from disagg_train.config.job import LANGUAGE, GroupConfig, JobConfig
+from disagg_train.config.groups import GroupConfig
+from disagg_train.config.job import LANGUAGE, JobConfig
 from disagg_train.config.modules import ParallelConfig
 
 _LOSS_BAR = 1e-5

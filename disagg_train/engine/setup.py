@@ -39,6 +39,7 @@ class RankSetup:
         rank: its number inside the group.
         training_ops: its op list of a training step.
         evaluation_ops: its op list of an evaluation.
+        log: file that takes the output of its process; None leaves that where it is.
     """
 
     job: JobConfig
@@ -47,6 +48,7 @@ class RankSetup:
     rank: int
     training_ops: Sequence[Op]
     evaluation_ops: Sequence[Op]
+    log: str | None = None
 
 
 class StateSource(Protocol):

@@ -21,6 +21,9 @@ GPU = "nvidia.com/gpu"
 GROUP_LABEL = "disagg-train/group"
 """Label of a Ray node that says which actor group its pod was made for."""
 
+OF_RAY = "ray.io/"
+"""Begin of the labels that Ray itself gives every node."""
+
 _USER = 1000
 """User and group of the images in deploy/."""
 _ENDING_S = 15
@@ -140,7 +143,7 @@ def _worker_group(job: JobOutline, name: str) -> Body:
     container = _container(about, "ray-worker", _variables(job), capabilities)
     container["resources"] = _resources(_worker_resources(about, own, share))
     container["lifecycle"] = {"preStop": {"sleep": {"seconds": grace_s(job) - _ENDING_S}}}
-    labels = {GROUP_LABEL: pod_name(name)} | own.labels
+    labels = _node_labels(job, name, own)
     return {
         "groupName": pod_name(name),
         "replicas": share.pods,
@@ -153,6 +156,25 @@ def _worker_group(job: JobOutline, name: str) -> Body:
             "spec": _pod(job, container, own),
         },
     }
+
+
+def _node_labels(job: JobOutline, name: str, own: GroupPodsConfig) -> dict[str, str]:
+    """Return the labels of a group's Ray nodes: those that the trainer asks for are among them.
+
+    Raises:
+        ConfigError: two parts of the job file give a label two values.
+    """
+    asked = {k: v for k, v in job.groups[name].labels.items() if not k.startswith(OF_RAY)}
+    made_for = {GROUP_LABEL: pod_name(name)}
+    labels: dict[str, str] = {}
+    for part in (made_for, asked, own.labels):
+        for key, value in part.items():
+            if labels.setdefault(key, value) != value:
+                raise ConfigError(
+                    f"groups.{name}: the label {key} of its nodes would be {labels[key]!r} and "
+                    f"{value!r}; set it in groups.{name}.labels only, and to one value"
+                )
+    return labels
 
 
 def _share(job: JobOutline, name: str, own: GroupPodsConfig) -> PodShare:

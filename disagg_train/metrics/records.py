@@ -138,6 +138,15 @@ class StepRecord:
         """Tokens of the LLM's streams per second."""
         return self.num_tokens / self.step_time_s if self.step_time_s else 0.0
 
+    @property
+    def in_words(self) -> str:
+        """The step in one line."""
+        return (
+            f"done in {self.step_time_s:.3f} s: loss {self.loss:.6g}, gradient norm "
+            f"{self.grad_norm:.6g}, {self.tokens_per_s:.0f} tokens/s"
+            + (", skipped" if self.skipped else "")
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Return the record as plain data."""
         return asdict(self)

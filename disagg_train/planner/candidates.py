@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from disagg_train.config.job import LANGUAGE, GroupConfig, JobConfig
+from disagg_train.config.groups import GroupConfig
+from disagg_train.config.job import LANGUAGE, JobConfig
 from disagg_train.planner.shapes import Shape
 
 Placement = Literal["colocated", "disjoint", "mixed"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from actors.cluster import fit
+from actors.fitting import fit
 from actors.pool import ActorPool
 from disagg_train.trainer import Trainer
 from tests.parity.jobs import Degrees, small_job

@@ -89,9 +89,9 @@ def run(
 ) -> Run:
     """Return what trains by the command on the pool's actors: exit code, message, output."""
 
-    def session(job: Any, source: Any, keeps_copies: bool) -> Any:
+    def session(job: Any, source: Any, **kept: Any) -> Any:
         _spoil(folder)
-        return pool.session(job, source, keeps_copies)
+        return pool.session(job, source, **kept)
 
     monkeypatch.setattr(trainer, "on_cluster", session)
 
@@ -149,6 +149,9 @@ def test_skipped_samples_leave_no_trace_in_losses_and_evaluations(
     all_bad = (skipped / "bad_samples.jsonl").read_text().splitlines()
     assert len(all_bad) == len(_ALL) + 1 and "sample 'held bad'" in all_bad[-1]
     assert not (expected / "bad_samples.jsonl").exists()
+    logged = (skipped / "run.log").read_text()
+    for reason in (_ALL[kind][1] for kind in _WHEN_DECODED):
+        assert sum(reason in line and " is taken out: " in line for line in logged.split("\n")) == 1
 
 
 def test_more_bad_samples_than_allowed_end_the_run(run: Run) -> None:
@@ -159,3 +162,5 @@ def test_more_bad_samples_than_allowed_end_the_run(run: Run) -> None:
     assert f"are bad, more than data.max_bad_samples={len(_IN_INDEX) + 1}" in message
     listed = (output / "bad_samples.jsonl").read_text().splitlines()
     assert len(listed) > len(_IN_INDEX) + 1
+    *_, last = (output / "run.log").read_text().splitlines()
+    assert "ERROR group=- rank=- step=- the run ends: DataError: " in last

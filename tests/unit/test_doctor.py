@@ -19,3 +19,11 @@ def test_two_different_nccls_are_found(
         assert finding.state == "torch and CuPy have 2.30.7"
     else:
         assert "uninstall" in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "well"),
+    [(32768, 60999, True), (1024, 10001, True), (1024, 65535, False), (15000, 16000, False)],
+)
+def test_ports_that_ray_wants_are_not_to_be_given_out(first: int, last: int, well: bool) -> None:
+    assert (doctor._clear_of_ray(first, last).fix == "") is well

@@ -104,6 +104,31 @@ def test_a_group_may_have_nodes_of_its_own() -> None:
     assert (limits["cpu"], limits["memory"]) == ("8", "4Gi")
 
 
+def test_nodes_get_the_labels_that_the_trainer_will_ask_for() -> None:
+    found = cluster_of(
+        objects(
+            "groups.encoders.labels={pool: encoder, ray.io/market-type: spot}",
+            "kubernetes.groups.encoders.labels={x: y, pool: encoder}",
+        )[1]
+    )
+    encoders, language = found["workerGroupSpecs"]
+    assert encoders["labels"] == {GROUP_LABEL: "encoders", "pool": "encoder", "x": "y"}
+    assert language["labels"] == {GROUP_LABEL: "language"}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "kubernetes.groups.encoders.labels={pool: other}",
+        f"groups.encoders.labels={{{GROUP_LABEL}: other}}",
+    ],
+)
+def test_a_label_with_two_values_is_refused(override: str) -> None:
+    reason = refusal("groups.encoders.labels={pool: encoder}", override)
+    assert "groups.encoders: the label" in reason
+    assert "'other'" in reason
+
+
 def test_all_pods_of_the_cluster_see_the_checkpoints_and_shared_memory() -> None:
     ray = objects("kubernetes.shm=8Gi")[1]
     for template in templates(ray)[:3]:
