@@ -32,6 +32,10 @@ class ClusterError(DisaggTrainError):
     """The cluster cannot hold the job's groups."""
 
 
+class SubmissionError(DisaggTrainError):
+    """A cluster's job server cannot be reached, or does not do what it was asked to."""
+
+
 Cause = Literal["died", "hung", "raised", "peer", "collective"]
 
 

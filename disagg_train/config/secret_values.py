@@ -1,6 +1,8 @@
 """Which plain values look like secrets, so that none comes to stand in a file or a manifest."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 _NAMES = {"TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL", "KEY", "APIKEY"}
 _NAMES |= {"TOKENS", "SECRETS", "PASSWORDS", "KEYS"}
@@ -33,3 +35,22 @@ def is_issued_secret(text: str) -> bool:
 def is_random(value: str) -> bool:
     """Whether a value is nothing but many random letters and digits, as tokens are."""
     return bool(_HEX.fullmatch(value) or _MIXED.fullmatch(value))
+
+
+def field_of_issued_secret(node: Any, path: str = "") -> str | None:
+    """Return the path of a field, as `a.b.0`, whose text holds an issued secret; None if none does.
+
+    Args:
+        node: content of a job file, or of a part of it.
+        path: of that part.
+    """
+    if isinstance(node, str):
+        return path if is_issued_secret(node) else None
+    if isinstance(node, Mapping):
+        items = [(str(key), value) for key, value in node.items()]
+    elif isinstance(node, list | tuple):
+        items = [(str(number), value) for number, value in enumerate(node)]
+    else:
+        return None
+    found = (field_of_issued_secret(value, f"{path}.{key}".lstrip(".")) for key, value in items)
+    return next(filter(None, found), None)

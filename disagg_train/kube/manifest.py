@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from disagg_train.config.outline import JobOutline
-from disagg_train.config.secret_values import is_issued_secret
+from disagg_train.config.secret_values import field_of_issued_secret
 from disagg_train.errors import ConfigError
 from disagg_train.kube.pods import (
     Body,
@@ -82,7 +82,7 @@ def driver_content(job: JobOutline, content: Mapping[str, Any]) -> dict[str, Any
     Raises:
         ConfigError: there are more retries than restarts, or a value is a secret.
     """
-    _check_no_secret(content, "")
+    _check_no_secret(content)
     found = deepcopy(dict(content))
     retries, most = job.kubernetes.retries, job.recovery.max_restarts
     if not retries or job.recovery.restart == "never":
@@ -151,16 +151,10 @@ def _check_kept(job: JobOutline) -> None:
         raise ConfigError(f"kubernetes: two volumes are mounted at {twice[0]!r}; use another path")
 
 
-def _check_no_secret(node: Any, path: str) -> None:
+def _check_no_secret(content: Mapping[str, Any]) -> None:
     """Refuse a job file with a token in it: a ConfigMap is read by more people than a Secret."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            _check_no_secret(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list | tuple):
-        for number, value in enumerate(node):
-            _check_no_secret(value, f"{path}.{number}")
-    elif isinstance(node, str) and is_issued_secret(node):
+    if (field := field_of_issued_secret(content)) is not None:
         raise ConfigError(
-            f"{path} holds a token or a password, which must not stand in a job file; make a "
+            f"{field} holds a token or a password, which must not stand in a job file; make a "
             f"Kubernetes Secret of it and name that in kubernetes.env_from_secrets"
         )

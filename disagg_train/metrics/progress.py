@@ -1,6 +1,7 @@
 """Live progress in a terminal: step, loss, tokens per second, time left."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Self
 
 from rich.console import Console
@@ -9,19 +10,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from disagg_train.metrics.records import Evaluation, StepRecord
 
 _SMOOTHING = 0.9
-_LINES = 10
+_LINES, _SILENCE_S = 10, 30.0
 
 
 class TrainingProgress:
     """A progress bar, and a line of text every tenth of the run.
 
     Args:
-        console: where to draw; without a terminal only the lines are printed.
+        console: where to draw; without a terminal only the lines are printed, and more of them:
+            one at the first step, and every half minute at least.
         steps: of the run.
+        clock: seconds, growing.
     """
 
-    def __init__(self, console: Console, steps: int) -> None:
-        self._console, self._steps = console, steps
+    def __init__(
+        self, console: Console, steps: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._console, self._steps, self._clock = console, steps, clock
+        self._said_s = float("-inf")
         self._bar = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -41,7 +47,8 @@ class TrainingProgress:
         self._tokens_per_s = _SMOOTHING * old + (1 - _SMOOTHING) * new
         numbers = f"loss {record.loss:.3f}  {self._tokens_per_s:,.0f} tokens/s"
         self._bar.update(self._task, completed=record.step + 1, numbers=numbers)
-        if (record.step + 1) % max(self._steps // _LINES, 1) == 0:
+        if self._is_due(record.step + 1):
+            self._said_s = self._clock()
             self._bar.console.print(f"step {record.step + 1:>5}  {numbers}", highlight=False)
         for evaluation in evaluations[self._evaluated :]:
             self._bar.console.print(
@@ -52,6 +59,11 @@ class TrainingProgress:
                 soft_wrap=True,
             )
         self._evaluated = len(evaluations)  # fewer than before, where a run went back
+
+    def _is_due(self, steps_done: int) -> bool:
+        silent_s = self._clock() - self._said_s
+        is_long_silent = silent_s >= _SILENCE_S and not self._console.is_terminal
+        return is_long_silent or steps_done % max(self._steps // _LINES, 1) == 0
 
     def say(self, *texts: str) -> None:
         """Print lines above the bar."""
