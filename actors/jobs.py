@@ -109,10 +109,10 @@ class RayJobs:
             found = self._client.list_jobs()
         return [_state(each) for each in found if each.submission_id]
 
-    def stop(self, job_id: str) -> None:
-        """Have a job's driver told to end; returns before it does."""
+    def stop(self, job_id: str) -> bool:
+        """Have a job's driver told to end; returns before it does, False where it has none yet."""
         with self._telling(job_id):
-            self._client.stop_job(job_id)
+            return bool(self._client.stop_job(job_id))
 
     def log(self, job_id: str) -> str:
         """Return what a job has printed so far."""

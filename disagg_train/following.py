@@ -10,6 +10,7 @@ from disagg_train.submission.report import command, conclusion
 from disagg_train.submission.state import JobServer
 
 _INTERRUPTED = 130
+_ESTIMATE_S = 600.0
 
 
 def follow(server: JobServer, job_id: str, console: Console) -> int:
@@ -68,14 +69,19 @@ class _Shown:
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal or steps is None,
+            speed_estimate_period=_ESTIMATE_S,
         )
         self._task = self._bar.add_task("train", total=steps, numbers="")
+        self._first = 0
 
     def lines(self, lines: list[str]) -> None:
         for line in lines:
             say(self._bar.console, line)
 
     def progress(self, log: LogReader) -> None:
+        if log.step and not self._first:  # what a resumed job had done says nothing of its speed
+            self._first = log.step
+            self._bar.reset(self._task, completed=log.step, numbers=log.numbers)
         self._bar.update(self._task, completed=log.step, numbers=log.numbers)
 
     def __enter__(self) -> Self:

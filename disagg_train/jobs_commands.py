@@ -101,10 +101,10 @@ def _stop(arguments: argparse.Namespace) -> int:
     if state.is_over:
         print(f"job {job_id} had ended before: {state.status}")
         return 0
-    server.stop(job_id)
+    told = server.stop(job_id)
     print(f"asked job {job_id} to end its step and to save, for which it has {state.grace_s:g} s")
     try:
-        state = _until_over(server, state)
+        state = _until_over(server, state, told)
     except KeyboardInterrupt:
         print("\nnot waited for; it is stopped all the same: ", end="")
         print(command("status", job_id, server.address))
@@ -114,7 +114,7 @@ def _stop(arguments: argparse.Namespace) -> int:
     return 0 if state.status == "SUCCEEDED" or is_saved(log) else _NOT_SAVED
 
 
-def _until_over(server: "JobServer", state: "JobState") -> "JobState":
+def _until_over(server: "JobServer", state: "JobState", told: bool) -> "JobState":
     """Wait until a job that was told to end has ended.
 
     Raises:
@@ -131,5 +131,6 @@ def _until_over(server: "JobServer", state: "JobState") -> "JobState":
                 f"end; look at its log and at Ray's"
             )
         time.sleep(_POLL_S)
+        told = told or server.stop(state.job_id)
         state = server.job(state.job_id)
     return state

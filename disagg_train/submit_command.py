@@ -91,6 +91,7 @@ def submit(arguments: argparse.Namespace) -> int:
         archive = Path(folder) / "job.zip"
         write_archive(archive, files, texts.items())
         server = _connect(arguments.address)
+        _check_output_is_free(server, job.output)
         print(f"uploading the job file and {len(files)} files ({num_bytes / 1e6:.1f} MB)")
         _send(server, request, archive)
     return _tell(server, job_id, arguments.follow)
@@ -100,6 +101,22 @@ def _connect(address: str | None) -> "JobServer":
     from actors.jobs import RayJobs
 
     return RayJobs(address)
+
+
+def _check_output_is_free(server: "JobServer", output: str) -> None:
+    """Refuse a second run into the folder of one that goes on.
+
+    Raises:
+        ConfigError: it is taken.
+    """
+    from disagg_train.submission.request import OUTPUT
+
+    for state in server.jobs():
+        if not state.is_over and state.metadata.get(OUTPUT) == output and state.is_ours:
+            raise ConfigError(
+                f"job {state.job_id} is {state.status} and writes to the same output, {output}; "
+                f"stop it first, or give another: --set output=..."
+            )
 
 
 def _send(server: "JobServer", request: "JobRequest", archive: Path) -> None:

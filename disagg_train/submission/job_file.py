@@ -108,7 +108,8 @@ def _check_folders(job: JobToSend) -> None:
         "start_from": job.start_from,
     }
     for field, folder in folders.items():
-        if folder is not None and "://" not in folder and not _is_absolute(folder):
+        is_address = "://" in (folder or "") and field != "output"
+        if folder is not None and not folder.startswith("/") and not is_address:
             raise ConfigError(
                 f"{field} is {folder!r}: on the cluster a relative path is below a folder that Ray "
                 f"removes again. Name one that all nodes see and keep: "
@@ -119,12 +120,9 @@ def _check_folders(job: JobToSend) -> None:
 def _check_pretrained(modules: Mapping[str, Any]) -> None:
     for name, module in modules.items():
         path = module.get("pretrained")
-        if isinstance(path, str) and not _is_absolute(path) and Path(path).is_dir():
+        given = path if isinstance(path, str) else "/"
+        if not given.startswith(("/", "~")) and Path(given).is_dir():
             raise ConfigError(
                 f"modules.{name}.pretrained is {path!r}, a folder of this machine; name it by an "
                 f"absolute path that all nodes see"
             )
-
-
-def _is_absolute(path: str) -> bool:
-    return path.startswith(("/", "~"))

@@ -55,7 +55,17 @@ def request_of(
         job_id: submission id.
         resume: as ``train`` takes it; None begins anew and removes earlier checkpoints.
         environment: variables of the user's.
+
+    Raises:
+        ConfigError: a folder to resume from is relative, and so of this machine.
     """
+    if (
+        resume is not None
+        and resume != "auto"
+        and not resume.startswith("/")
+        and "://" not in resume
+    ):
+        raise ConfigError(f"--resume {resume}: name the folder by a path that all nodes see")
     begin = ["--overwrite"] if resume is None else ["--resume", resume]
     command = ["python", "-m", "disagg_train.cli", "train", JOB_FILE, "--address", "auto", *begin]
     wait_s = math.ceil(job.recovery.grace_s + CLOSING_S)

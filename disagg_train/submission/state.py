@@ -83,8 +83,8 @@ class JobServer(Protocol):
     def jobs(self) -> list[JobState]:
         """Return all submitted jobs, the oldest first."""
 
-    def stop(self, job_id: str) -> None:
-        """Have a job's driver told to end; returns before it does."""
+    def stop(self, job_id: str) -> bool:
+        """Have a job's driver told to end; returns before it does, False where it has none yet."""
 
     def log(self, job_id: str) -> str:
         """Return what a job has printed so far."""

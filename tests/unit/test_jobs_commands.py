@@ -61,6 +61,13 @@ def test_a_stop_waits_for_the_end_and_says_what_is_saved(
     assert "a checkpoint after 4 steps is saved in /shared/d" in capsys.readouterr().out
 
 
+def test_a_job_that_is_only_starting_is_told_until_it_hears(server: FakeServer) -> None:
+    server.pieces, server.deaf_to = [], 2
+    server.states = [replace(_RUNNING, status="PENDING")] * 3 + [_RUNNING, _RUNNING, _STOPPED]
+    assert main(["stop", "mine"]) == 0
+    assert server.stopped == ["mine"] * 3
+
+
 def test_a_stop_that_lost_steps_is_a_failure(
     server: FakeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:

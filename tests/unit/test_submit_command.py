@@ -118,6 +118,18 @@ def test_mistakes_are_told_before_anything_is_sent(
     assert server.requests == []
 
 
+def test_two_jobs_do_not_write_to_one_output(
+    server: FakeServer, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metadata = {"disagg_train": "1", "output": "/shared/digits"}
+    server.states = [JobState("first", "RUNNING", metadata=metadata)]
+    assert _submit() == 1
+    assert "job first is RUNNING and writes to the same output" in capsys.readouterr().err
+    assert server.requests == []
+    server.states = [JobState("first", "STOPPED", metadata=metadata)]
+    assert _submit() == 0
+
+
 def test_values_of_variables_are_sent_and_never_printed(
     server: FakeServer,
     folder: Path,

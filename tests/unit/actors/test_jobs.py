@@ -90,19 +90,18 @@ def test_what_is_no_address_of_a_job_server_is_refused(given: str | None) -> Non
         (ConnectionError("x"), "no job server answers at http://head:8265.*dashboard"),
         (TimeoutError("x"), "no job server answers"),
         (
-            AuthenticationError("Authentication required: Unauthorized: Missing authentication "
-                                "token"),
+            AuthenticationError("Authentication required: Missing authentication token"),
             "wants a token: export RAY_AUTH_TOKEN_PATH",
         ),
         (
-            AuthenticationError("Authentication failed: Forbidden: Invalid authentication token"),
+            AuthenticationError("Authentication failed: Invalid authentication token"),
             "refuses the token of RAY_AUTH_TOKEN; use the one",
         ),
         (RuntimeError("Request failed with status code 404: Job mine does not exist"), "no job"),
         (RuntimeError("Job with submission_id mine already exists."), "another --submission-id"),
         (RuntimeError("out of memory"), "http://head:8265: out of memory"),
     ],
-)  # fmt: skip
+)
 def test_errors_of_ray_say_what_to_do(
     error: Exception, said: str, client: type[_FakeClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ class FakeServer:
         self.archived: dict[str, bytes] = {}
         self.stopped: list[str] = []
         self.interrupts_after: int | None = None
+        self.deaf_to = 0
 
     def submit(self, request: JobRequest, archive: str) -> None:
         self.requests.append(request)
@@ -41,8 +42,9 @@ class FakeServer:
     def jobs(self) -> list[JobState]:
         return self.states
 
-    def stop(self, job_id: str) -> None:
+    def stop(self, job_id: str) -> bool:
         self.stopped.append(job_id)
+        return len(self.stopped) > self.deaf_to
 
     def log(self, job_id: str) -> str:
         del job_id

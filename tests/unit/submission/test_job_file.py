@@ -42,6 +42,7 @@ def test_a_job_whose_data_and_checkpoints_are_elsewhere_may_be_sent() -> None:
         ("output=runs/mine", ("output is 'runs/mine'", "--set output=/shared/mine")),
         ("checkpoint.folder=ckpt", ("checkpoint.folder is 'ckpt'", "all nodes")),
         ("start_from=runs/first", ("start_from is 'runs/first'",)),
+        ("output=~/mine", ("output is '~/mine'",)),
     ],
 )
 def test_mistakes_are_told_before_anything_is_sent(override: str, said: tuple[str, ...]) -> None:

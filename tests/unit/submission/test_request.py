@@ -25,6 +25,11 @@ def test_a_folder_to_resume_from_is_quoted_for_the_shell() -> None:
     assert request.entrypoint.endswith("--resume '/a b; c'")
 
 
+def test_a_folder_of_this_machine_is_nothing_to_resume_from() -> None:
+    with pytest.raises(ConfigError, match="--resume runs/a: .* all nodes see"):
+        request_of(_job(), "mine", "runs/a", {})
+
+
 def test_beginning_anew_overwrites() -> None:
     assert request_of(_job(), "mine", None, {}).entrypoint.endswith("--address auto --overwrite")
 
