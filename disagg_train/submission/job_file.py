@@ -47,6 +47,8 @@ def job_to_send(content: Mapping[str, Any]) -> JobToSend:
             f"what is sent. Put it into the environment of Ray's nodes"
         )
     job = JobToSend.model_validate(content)
+    if "://" in job.output:
+        raise ConfigError(f"output is {job.output!r}; only checkpoint.folder may be an address")
     _check_folders(job)
     _check_pretrained(content["modules"])
     return job
@@ -108,13 +110,17 @@ def _check_folders(job: JobToSend) -> None:
         "start_from": job.start_from,
     }
     for field, folder in folders.items():
-        is_address = "://" in (folder or "") and field != "output"
-        if folder is not None and not folder.startswith("/") and not is_address:
+        if folder is not None and not is_same_on_all_nodes(folder):
             raise ConfigError(
                 f"{field} is {folder!r}: on the cluster a relative path is below a folder that Ray "
                 f"removes again. Name one that all nodes see and keep: "
                 f"--set {field}=/shared/{PurePosixPath(folder).name}"
             )
+
+
+def is_same_on_all_nodes(path: str) -> bool:
+    """Whether a path is absolute or an address."""
+    return path.startswith("/") or "://" in path
 
 
 def _check_pretrained(modules: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from disagg_train.config.secret_values import is_issued_secret, is_random, is_secret_name
 from disagg_train.errors import ConfigError
-from disagg_train.submission.job_file import JOB_FILE, JobToSend
+from disagg_train.submission.job_file import JOB_FILE, JobToSend, is_same_on_all_nodes
 
 MARK, NAME, STEPS, OUTPUT, GRACE = "disagg_train", "job", "steps", "output", "grace_s"
 """Keys of what Ray remembers of our jobs; the first one marks them as ours."""
@@ -59,12 +59,7 @@ def request_of(
     Raises:
         ConfigError: a folder to resume from is relative, and so of this machine.
     """
-    if (
-        resume is not None
-        and resume != "auto"
-        and not resume.startswith("/")
-        and "://" not in resume
-    ):
+    if resume and resume != "auto" and not is_same_on_all_nodes(resume):
         raise ConfigError(f"--resume {resume}: name the folder by a path that all nodes see")
     begin = ["--overwrite"] if resume is None else ["--resume", resume]
     command = ["python", "-m", "disagg_train.cli", "train", JOB_FILE, "--address", "auto", *begin]

@@ -40,6 +40,7 @@ def test_a_job_whose_data_and_checkpoints_are_elsewhere_may_be_sent() -> None:
         ("train.stepz=1", ("train.stepz: unknown field", "'steps'")),
         ("modules.vision.parallel.dp=3", ("group 'encoders' has 2 ranks",)),
         ("output=runs/mine", ("output is 'runs/mine'", "--set output=/shared/mine")),
+        ("output=s3://bucket/mine", ("output is 's3://bucket/mine'", "checkpoint.folder")),
         ("checkpoint.folder=ckpt", ("checkpoint.folder is 'ckpt'", "all nodes")),
         ("start_from=runs/first", ("start_from is 'runs/first'",)),
         ("output=~/mine", ("output is '~/mine'",)),
