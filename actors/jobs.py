@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, MutableMapping
+from pathlib import Path
 from typing import Any
 
 from ray.exceptions import AuthenticationError
@@ -72,8 +73,7 @@ class RayJobs:
 
     def __init__(self, address: str | None) -> None:
         self.address = server_address(address, os.environ)
-        if any(name in os.environ for name in _TOKEN_VARIABLES):
-            os.environ.setdefault(_MODE, "token")
+        _use_token(os.environ)
         # Ray lets this variable, and another one, go before the address that it is given.
         os.environ[_ADDRESS_VARIABLES[0]] = self.address
         with self._telling():
@@ -179,11 +179,11 @@ class RayJobs:
             raise _refusal(str(error), job_id, self.address) from None
 
     def _refused(self, said: str) -> str:
-        if "Missing authentication token" in said:
+        if "Missing authentication token" in said or "no authentication token" in said:
             return (
-                f"{self.address} wants a token: export RAY_AUTH_TOKEN_PATH=FILE, a file with the "
-                f"token that the cluster was started with (or RAY_AUTH_TOKEN; or {_MODE}=token "
-                f"for the one in {_DEFAULT_TOKEN})"
+                f"no token for {self.address}, which wants one: export RAY_AUTH_TOKEN_PATH=FILE, "
+                f"a file with the token that the cluster was started with (or RAY_AUTH_TOKEN; or "
+                f"{_MODE}=token for the one in {_DEFAULT_TOKEN})"
             )
         sources = [name for name in _TOKEN_VARIABLES if name in os.environ]
         source = sources[0] if sources else _DEFAULT_TOKEN
@@ -191,6 +191,19 @@ class RayJobs:
             f"{self.address} refuses the token of {source}; use the one that the cluster was "
             f"started with"
         )
+
+
+def _use_token(shell: MutableMapping[str, str]) -> None:
+    """Turn authentication on where a token is named.
+
+    Raises:
+        ConfigError: the file that is named is not there; Ray would go without.
+    """
+    file = shell.get("RAY_AUTH_TOKEN_PATH")
+    if file and "RAY_AUTH_TOKEN" not in shell and not Path(file).is_file():
+        raise ConfigError(f"RAY_AUTH_TOKEN_PATH: there is no file {file}")
+    if any(name in shell for name in _TOKEN_VARIABLES):
+        shell.setdefault(_MODE, "token")
 
 
 class UnknownJobError(SubmissionError):

@@ -130,7 +130,7 @@ def test_a_wrong_or_missing_token_is_told(head: Head) -> None:
     assert "refuses the token of RAY_AUTH_TOKEN; use the one" in printed
     status, printed = head.do("submit", "job.yaml", RAY_AUTH_MODE="disabled")
     assert status == 1
-    assert "wants a token: export RAY_AUTH_TOKEN_PATH" in printed
+    assert "wants one: export RAY_AUTH_TOKEN_PATH" in printed
 
 
 def test_ctrl_c_ends_the_following_and_not_the_job(head: Head) -> None:

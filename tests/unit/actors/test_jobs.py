@@ -1,6 +1,8 @@
 """The client of Ray's job server: where it goes, what it makes of errors, how it follows a log."""
 
+import os
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,7 +93,7 @@ def test_what_is_no_address_of_a_job_server_is_refused(given: str | None) -> Non
         (TimeoutError("x"), "no job server answers"),
         (
             AuthenticationError("Authentication required: Missing authentication token"),
-            "wants a token: export RAY_AUTH_TOKEN_PATH",
+            "no token for http://head:8265, which wants one: export RAY_AUTH_TOKEN_PATH",
         ),
         (
             AuthenticationError("Authentication failed: Invalid authentication token"),
@@ -147,3 +149,15 @@ def test_a_server_that_is_lost_for_long_is_told(
     monkeypatch.setattr(jobs, "_PATIENCE_S", -1.0)
     with pytest.raises(SubmissionError, match="lost http://head:8265.*job goes on"):
         _followed(client, ([], ConnectionError("gone")), statuses=["RUNNING"])
+
+
+def test_a_token_that_is_named_turns_authentication_on(
+    client: type[_FakeClient], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    with pytest.raises(ConfigError, match="RAY_AUTH_TOKEN_PATH: there is no file"):
+        RayJobs(_ADDRESS)
+    assert "RAY_AUTH_MODE" not in os.environ
+    (tmp_path / "token").write_text("x")
+    RayJobs(_ADDRESS)
+    assert os.environ["RAY_AUTH_MODE"] == "token"
