@@ -27,7 +27,7 @@ _RETRY_S = 1.0
 _PATIENCE_S = 90.0
 
 
-class _Client(JobSubmissionClient):  # type: ignore[misc]
+class _Client(JobSubmissionClient):
     """Ray's client, whose requests wait for ever."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
