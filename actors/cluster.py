@@ -56,7 +56,8 @@ class RayConnection:
 
     def __init__(self, address: str | None, num_cpus: int) -> None:
         self._folder: ScratchFolder | None = None
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        if address is None:
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: ranks are no helpers
         if ray.is_initialized():
             return

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, NoReturn
 from disagg_train.bench.commands import add_bench_commands
 from disagg_train.config.secret_values import masked
 from disagg_train.errors import DisaggTrainError, RunStopped
+from disagg_train.jobs_commands import add_jobs_commands
 from disagg_train.manifest_command import add_manifest_arguments, manifest
 from disagg_train.plan_command import add_plan_arguments, plan, planned
 from disagg_train.process_end import QuickEnd
 from disagg_train.profile_command import add_profile_arguments, profile
+from disagg_train.submit_command import add_submit_arguments, submit
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -122,6 +124,10 @@ def _parser() -> argparse.ArgumentParser:
     add_manifest_arguments(
         _job_command(commands, "manifest", manifest, "print a job as Kubernetes objects")
     )
+    add_submit_arguments(
+        _job_command(commands, "submit", submit, "run a job on a Ray cluster elsewhere")
+    )
+    add_jobs_commands(commands)
 
     verify = _job_command(commands, "verify", _verify, "compare a job with one process")
     verify.add_argument("--steps", type=int, default=10, help="training steps of both runs")

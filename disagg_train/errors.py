@@ -41,6 +41,10 @@ class RunStopped(DisaggTrainError):  # noqa: N818 - not a mistake, but somebody'
         )
 
 
+class SubmissionError(DisaggTrainError):
+    """A cluster's job server cannot be reached, or does not do what it was asked to."""
+
+
 Cause = Literal["died", "hung", "raised", "peer", "collective"]
 
 

@@ -168,7 +168,9 @@ class TrainingRun:
                 except RankError as error:
                     self._recover(error, stop)
             if stop.requested is not None:
-                self._tell(f"stopped after {self._steps_done} steps; a checkpoint is saved")
+                done = self._steps_done
+                kept = f"after {done} steps; a checkpoint is saved" if done else "before any step"
+                self._tell(f"stopped {kept}")
                 stop.raise_it()
         self.files.write_trace(self._session.row_names)
         self._sinks.close(ok=True)

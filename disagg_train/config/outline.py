@@ -49,20 +49,32 @@ def outline_of(content: Mapping[str, Any]) -> JobOutline:
             "kubernetes: the job file has no such section; add one with at least "
             "kubernetes: {image: IMAGE, checkpoints: {claim: CLAIM, mount_path: /checkpoints}}"
         )
+    check_content(content)
+    return JobOutline.model_validate(content)
+
+
+def check_content(content: Mapping[str, Any]) -> None:
+    """Check a job that is to run on another machine, as far as it can be without opening files.
+
+    Args:
+        content: of the job file.
+
+    Raises:
+        ConfigError: a field breaks a rule.
+    """
     try:
         JobConfig.model_validate(content)
     except ValidationError as error:
         errors = [each for each in error.errors() if not _is_filled_in(content, each["loc"], each)]
         if errors:
             raise refusal(errors) from None
-    return JobOutline.model_validate(content)
 
 
 def _is_filled_in(
     content: Mapping[str, Any], location: tuple[int | str, ...], error: Mapping[str, Any]
 ) -> bool:
     """Whether a field is missing that a checkpoint fills in: a module's kind or its sizes."""
-    if location[0] != "modules" or len(location) < 2 or error["type"] not in _FROM_CHECKPOINT:
+    if len(location) < 2 or location[0] != "modules" or error["type"] not in _FROM_CHECKPOINT:
         return False
     module = content["modules"][location[1]]
     if not isinstance(module, Mapping) or not isinstance(module.get("pretrained"), str):

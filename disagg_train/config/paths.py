@@ -1,6 +1,6 @@
 """Paths of a data set, made absolute: ranks may run in other folders than the driver."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,29 @@ def with_absolute_paths(data: Any) -> Any:
     if isinstance(evaluation := found.get("evaluation"), Mapping):
         found["evaluation"] = _with_absolute_files(evaluation)
     return {**data, "options": found}
+
+
+def relative_paths(data: Any) -> Iterator[tuple[str, str]]:
+    """Yield field and path of all that the kind `chat` reads by a relative path.
+
+    Args:
+        data: as the job file has it.
+    """
+    if isinstance(data, Mapping):
+        found = with_absolute_paths(data)
+        yield from _changed("data.options", data.get("options"), found.get("options"))
+
+
+def _changed(field: str, given: Any, found: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(given, str):
+        if given != found and not given.startswith("~"):
+            yield field, given
+    elif isinstance(given, Mapping):
+        for key, value in given.items():
+            yield from _changed(f"{field}.{key}", value, found[key])
+    elif isinstance(given, list | tuple):
+        for number, value in enumerate(given):
+            yield from _changed(f"{field}.{number}", value, found[number])
 
 
 def _with_absolute_files(source: Any) -> Any:

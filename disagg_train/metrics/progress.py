@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
@@ -13,7 +13,7 @@ from rich.text import Text
 from disagg_train.metrics.records import Evaluation, StepRecord
 
 _SMOOTHING = 0.9
-_LINES = 10
+_LINES, _SILENCE_S = 10, 30.0
 _MOST_LINES = 100
 _REDRAW_S = 0.1
 
@@ -22,12 +22,18 @@ class TrainingProgress:
     """A progress bar, and a line of text every tenth of the run.
 
     Args:
-        console: where to draw; without a terminal only the lines are printed.
+        console: where to draw; where it can't show a bar, only the lines are printed, and more of
+            them: one at the first step, and every half minute at least.
         steps: of the run.
+        clock: seconds, growing.
     """
 
-    def __init__(self, console: Console, steps: int) -> None:
-        self._steps = steps
+    def __init__(
+        self, console: Console, steps: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._steps, self._clock = steps, clock
+        self._shows_bar = console.is_terminal or console.is_jupyter
+        self._said_s = float("-inf")
         self._bar = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -49,7 +55,8 @@ class TrainingProgress:
         self._tokens_per_s = _SMOOTHING * old + (1 - _SMOOTHING) * new
         numbers = f"loss {record.loss:.3f}  {self._tokens_per_s:,.0f} tokens/s"
         self._bar.update(self._task, completed=record.step + 1, numbers=numbers)
-        if (record.step + 1) % max(self._steps // _LINES, 1) == 0:
+        if self._is_due(record.step + 1):
+            self._said_s = self._clock()
             self.say(f"step {record.step + 1:>5}  {numbers}")
         for evaluation in evaluations[self._evaluated :]:
             self.say(
@@ -58,6 +65,10 @@ class TrainingProgress:
                 f"token F1 {evaluation.token_f1:.3f}"
             )
         self._evaluated = len(evaluations)  # fewer than before, where a run went back
+
+    def _is_due(self, steps_done: int) -> bool:
+        is_long_silent = self._clock() - self._said_s >= _SILENCE_S and not self._shows_bar
+        return is_long_silent or steps_done % max(self._steps // _LINES, 1) == 0
 
     def say(self, *texts: str) -> None:
         """Print lines above the bar."""

@@ -52,6 +52,7 @@ def test_the_driver_reads_the_job_that_was_printed(capsys: pytest.CaptureFixture
         (("--queue", "kai"), "kubernetes.queue.name"),
         (("--namespace", "A B"), "kubernetes.namespace"),
         (("--set", "device=auto"), "device: auto"),
+        (("--set", "modules.language.parallel.dp=7"), "modules.language.parallel: tp*cp*pp*dp"),
     ],
 )
 def test_mistakes_are_told_and_nothing_is_printed(

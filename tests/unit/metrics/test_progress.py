@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from disagg_train.metrics.progress import CellProgress, TrainingProgress, progress_on
-from disagg_train.metrics.records import Evaluation, StepRecord
+from disagg_train.metrics.records import Evaluation
+from tests.unit.metrics.steps import record
 
 _STEPS = 20
 
@@ -37,10 +38,6 @@ def cell(monkeypatch: pytest.MonkeyPatch) -> _Output:
     return output
 
 
-def _record(step: int) -> StepRecord:
-    return StepRecord(step, 1.25, 1.0, 0.1, 3, 5, 0.5, False, 0, 0, {})
-
-
 def _notebook() -> Console:
     return Console(force_jupyter=True, file=io.StringIO())
 
@@ -49,7 +46,7 @@ def test_a_cell_shows_the_last_step_and_what_was_said(cell: _Output) -> None:
     with progress_on(_notebook(), _STEPS) as progress:
         progress.say("starting 2 ranks")
         for step in range(_STEPS):
-            progress.update(_record(step), [])
+            progress.update(record(step, 1.25), [])
     last = cell.shown[-1]
     assert "starting 2 ranks" in last
     assert f"{_STEPS}/{_STEPS}" in last
@@ -60,7 +57,7 @@ def test_a_cell_is_not_drawn_for_every_step(cell: _Output, monkeypatch: pytest.M
     monkeypatch.setattr("disagg_train.metrics.progress.time.monotonic", lambda: 100.0)
     with CellProgress(_notebook(), 100_000) as progress:
         for step in range(50):
-            progress.update(_record(step), [])
+            progress.update(record(step, 1.25), [])
     assert len(cell.shown) == 3
 
 
@@ -75,7 +72,7 @@ def test_a_terminal_gets_lines() -> None:
     with progress_on(console, _STEPS) as progress:
         assert type(progress) is TrainingProgress
         for step in range(_STEPS):
-            progress.update(_record(step), [Evaluation(20, 2.5, 0.5, 0.5, 0.5)][: step // 19])
+            progress.update(record(step, 1.25), [Evaluation(20, 2.5, 0.5, 0.5, 0.5)][: step // 19])
     assert isinstance(console.file, io.StringIO)
     printed = console.file.getvalue()
     assert "step    20  loss 1.250" in printed
@@ -85,7 +82,32 @@ def test_a_terminal_gets_lines() -> None:
 def test_the_time_left_of_a_resumed_run_is_that_of_its_own_steps() -> None:
     progress = TrainingProgress(_notebook(), 1000)
     for step in (900, 901):
-        progress.update(_record(step), [])
+        progress.update(record(step, 1.25), [])
     (task,) = progress._bar.tasks
     assert (task.completed, task.remaining) == (902, 98)
     assert sum(sample.completed for sample in task._progress) == 2
+
+
+def _lines(seconds_per_step: float, terminal: bool) -> list[int]:
+    """Return after which of 1000 steps a line was printed."""
+    now_s, out, printed = 0.0, io.StringIO(), []
+    console = Console(file=out, force_terminal=terminal)
+    progress = TrainingProgress(console, 1000, lambda: now_s)
+    for step in range(1000):
+        before = out.tell()
+        progress.update(record(step), [])
+        printed += [step + 1] if out.tell() > before else []
+        now_s += seconds_per_step
+    return printed
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_quick_run_prints_every_tenth(terminal: bool) -> None:
+    tenths = list(range(100, 1001, 100))
+    assert _lines(0.01, terminal) == (tenths if terminal else [1, *tenths])
+
+
+def test_a_slow_run_without_a_terminal_prints_every_half_minute() -> None:
+    printed = _lines(7.0, terminal=False)
+    assert max(b - a for a, b in zip(printed, printed[1:], strict=False)) == 5
+    assert _lines(7.0, terminal=True) == list(range(100, 1001, 100))
