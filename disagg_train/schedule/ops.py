@@ -92,6 +92,18 @@ class Op:
         return f"{self.kind} {where}{number}".replace("  ", " ").rstrip()
 
 
+def op_of(name: str) -> Op | None:
+    """Return the op that a span's name is of, if it is of one."""
+    kind, *rest = name.split()
+    if kind not in set(OpKind):
+        return None
+    of_kind, subject = OpKind(kind), rest[0] if rest else ""
+    microbatch = int(rest[1]) if len(rest) > 1 else -1
+    if of_kind.is_send or of_kind.is_recv:
+        return Op(of_kind, "", microbatch, subject)
+    return Op(of_kind, subject, microbatch)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The op lists of all ranks.
