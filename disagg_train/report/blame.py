@@ -83,12 +83,12 @@ class Blame:
             if work[1] > work[0]:
                 left_s -= work[1] - work[0]
                 found[place, doing(timed)] += work[1] - work[0]
-        if left_s > _LEAST_S:
-            row = self._rows.get(place)
-            late = bool(row) and begin_s < row[0].begin_s
-            found[place, NOT_BEGUN if late else BETWEEN] += left_s
+        late_s = max(0.0, min(end_s, self._begins[place][0]) - begin_s)
+        for what, spent_s in ((NOT_BEGUN, late_s), (BETWEEN, left_s - late_s)):
+            if spent_s > _LEAST_S:
+                found[place, what] += spent_s
 
     def _between(self, place: int, begin_s: float, end_s: float) -> Sequence[TimedOp]:
-        begins, row = self._begins.get(place, []), self._rows.get(place, ())
+        begins, row = self._begins[place], self._rows[place]
         first = max(0, bisect_right(begins, begin_s) - 1)
         return row[first : bisect_right(begins, end_s)]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from disagg_train.boundary.of_job import job_placement, module_grid
 from disagg_train.config.job import LANGUAGE, JobConfig
 from disagg_train.config.modules import CustomModule, GptModule
+from disagg_train.topology.grid import Grid
 from disagg_train.topology.placement import Placement
 
 _AXES = ("tp", "cp", "pp", "vpp", "dp", "ep")
@@ -71,12 +72,17 @@ def _group(job: JobConfig, placement: Placement, name: str) -> GroupCard:
 def _module(job: JobConfig, placement: Placement, name: str) -> ModuleCard:
     module, grid = job.modules[name], module_grid(job, name)
     seats = [
-        RankSeat(place, ", ".join(f"{axis} {at}" for axis, at in grid.coordinates(rank).items()))
+        RankSeat(place, _position(grid, rank))
         for rank, place in enumerate(placement.module_places(name))
     ]
     degrees = [(axis, getattr(module.parallel, axis)) for axis in _AXES]
     shown = [(axis, n) for axis, n in degrees if axis != "vpp" or n > 1]
     return ModuleCard(name, _facts(job, name), shown, seats)
+
+
+def _position(grid: Grid, rank: int) -> str:
+    at = grid.coordinates(rank)
+    return ", ".join(f"{axis} {at[axis]}" for axis in grid.order)
 
 
 def _facts(job: JobConfig, name: str) -> list[str]:

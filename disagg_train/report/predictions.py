@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from disagg_train.boundary.of_job import job_placement
+from disagg_train.errors import PlanError
 from disagg_train.metrics.records import RankReport, mean_busy_s
 from disagg_train.report.run_folder import RunFolder
 from disagg_train.schedule.comparison import SimulationResult, compare
@@ -30,10 +31,14 @@ def simulated(run: RunFolder, graph: StageGraph) -> SimulationResult | None:
     """Return how the simulation of the traced steps compares; None where the run lacks a file.
 
     Raises:
-        PlanError: the trace is of other stages than the job's.
+        PlanError: the trace or the op lists are of another layout than the job's.
     """
     if run.schedule is None or not run.steps:
         return None
+    if len(run.schedule.ops) != graph.num_ranks:
+        raise PlanError(
+            f"schedule.yaml is of {len(run.schedule.ops)} ranks, the job of {graph.num_ranks}"
+        )
     return compare([step.reports for step in run.steps], run.schedule, graph)
 
 

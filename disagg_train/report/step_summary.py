@@ -1,6 +1,6 @@
 """What a recorded step tells, in numbers and sentences: the slowest rank, and why others idled."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from disagg_train.report.blame import BETWEEN, Blame, Cause
 from disagg_train.report.waits import StepTimeline, TimedOp
 from disagg_train.schedule.ops import OpKind
 
-_LONGEST = 8
+_LONGEST = 6
 _NAMED = 2
 _WORTH_NAMING = 0.1
 """Part of a rank's idle time below which a cause is not named."""
@@ -145,17 +145,19 @@ def category(timed: TimedOp) -> str:
 
 
 def _longest(timeline: StepTimeline, blame: Blame, names: Mapping[int, str]) -> list[Wait]:
-    found = [
-        (timed.wait_s, place, index)
-        for place, row in timeline.rows.items()
-        for index, timed in enumerate(row)
-        if timed.waits_for is not None
-    ]
+    """Return the longest waits, one for each op: ranks that do the same wait alike."""
+    by_name: dict[str, list[tuple[float, int, int]]] = defaultdict(list)
+    for place, row in timeline.rows.items():
+        for index, timed in enumerate(row):
+            if timed.waits_for is not None:
+                by_name[timed.name].append((timed.wait_s, place, index))
+    longest = sorted((max(found), len(found)) for found in by_name.values())
     waits = []
-    for wait_s, place, index in sorted(found, reverse=True)[:_LONGEST]:
+    for (wait_s, place, index), count in longest[: -_LONGEST - 1 : -1]:
         timed = timeline.rows[place][index]
         text = f"{_waited_for(timed, names)}{_meanwhile(timed, blame, names)}"
-        waits.append(Wait(place, index, wait_s, text))
+        others = f" ({count - 1} more waited there)" if count > 1 else ""
+        waits.append(Wait(place, index, wait_s, text + others))
     return waits
 
 

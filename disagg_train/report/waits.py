@@ -143,14 +143,12 @@ class _Waits:
     def _arrivals(self, place: int, op: Op | None) -> dict[int, float]:
         """Return when each rank that an op waits for was there."""
         if op is None or op.kind is OpKind.AGREE:
-            return {rank: span.begin_s for rank, span in self._step[op].items()}
+            return self._begins(op, self._step[op])
         if op.kind.is_compute:
-            return {rank: self._step[op][rank].begin_s for rank in self._together(place, op)}
+            return self._begins(op, self._together(place, op))
         if op.kind is OpKind.GRAD_SYNC:
-            begun = self._step.get(Op(OpKind.START_GRAD_SYNC, op.module))
-            if begun:
-                return {rank: span.end_s for rank, span in begun.items()}
-            return {rank: span.begin_s for rank, span in self._step[op].items()}
+            begun = Op(OpKind.START_GRAD_SYNC, op.module)
+            return self._ends(begun, None) or self._begins(op, self._step[op])
         if op.kind.is_recv:
             return self._ends(self._partner(op, 0), self._senders_to(place, op))
         if op.kind.is_send and op.microbatch >= MOST_SENDS:
@@ -163,6 +161,9 @@ class _Waits:
     def _senders_to(self, place: int, op: Op) -> Collection[int] | None:
         exchange = op.boundary, op.kind.is_gradient, op.microbatch
         return self._senders.get(exchange, {}).get(place)
+
+    def _begins(self, op: Op | None, ranks: Iterable[int]) -> dict[int, float]:
+        return {rank: self._step[op][rank].begin_s for rank in ranks}
 
     def _ends(self, op: Op, ranks: Iterable[int] | None) -> dict[int, float]:
         spans = self._step.get(op, {})

@@ -3,6 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
+
+_MOST_NAMES = 1 << 16
 
 
 class OpKind(StrEnum):
@@ -92,6 +95,7 @@ class Op:
         return f"{self.kind} {where}{number}".replace("  ", " ").rstrip()
 
 
+@lru_cache(_MOST_NAMES)
 def op_of(name: str) -> Op | None:
     """Return the op that a span's name is of, if it is of one."""
     kind, *rest = name.split()

@@ -16,7 +16,7 @@ function duration(us) {
   return `${Math.round(us)} µs`;
 }
 
-const percent = (part) => `${(100 * part).toFixed(0)} %`;
+const percent = (part) => `${(100 * part).toFixed(0)}%`;
 
 /** An element with attributes and children; texts are never read as HTML. */
 function element(tag, attributes = {}, ...children) {

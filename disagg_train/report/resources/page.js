@@ -60,7 +60,7 @@ function fillChips(timeline) {
     timeline.arrows = pressed;
     timeline.draw();
   }));
-  byId("kinds").append(element("span", { class: "legend" }, element("span", { class: "swatch idle" }), " idle or waiting"));
+  byId("kinds").append(element("span", { class: "legend" }, element("span", { class: "swatch idle" }), " idle; above a line: waiting in an op"));
   for (const module of data.modules) byId("modules").append(chip([], module, toggle(timeline.hiddenModules, module)));
 }
 

@@ -173,12 +173,14 @@ class Painter {
     context.textAlign = "left";
   }
 
-  /** A name as it fits: its end says most. */
+  /** A rank's name as it fits: the group's is cut, never the number. */
   fitted(text, room) {
-    if (this.context.measureText(text).width <= room) return text;
-    let kept = text;
-    while (kept.length > 2 && this.context.measureText(`…${kept}`).width > room) kept = kept.slice(1);
-    return `…${kept}`;
+    const cut = text.lastIndexOf("/"), number = text.slice(cut);
+    let name = text;
+    for (let kept = cut; kept > 1 && this.context.measureText(name).width > room; kept--) {
+      name = `${text.slice(0, kept - 1)}…${number}`;
+    }
+    return name;
   }
 
   drawRuler() {
