@@ -5,7 +5,7 @@ until somebody is found at work.
 """
 
 from bisect import bisect_right
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 
 from disagg_train.report.waits import StepTimeline, TimedOp
@@ -13,6 +13,9 @@ from disagg_train.schedule.ops import OpKind
 
 Cause = tuple[int, str]
 """A rank, and what it did."""
+
+Causes = dict[Cause, float]
+"""Seconds by cause."""
 
 BETWEEN, NOT_BEGUN = "was between two ops", "had not begun the step"
 _MOST_HOPS = 12
@@ -44,6 +47,11 @@ def doing(timed: TimedOp) -> str:
     return f"{_WORDS[timed.op.kind]} {where}".rstrip()
 
 
+def longest_first(causes: Causes) -> list[tuple[Cause, float]]:
+    """Return causes with their seconds, the longest first."""
+    return sorted(causes.items(), key=lambda item: -item[1])
+
+
 class Blame:
     """Finds causes in one step.
 
@@ -57,17 +65,15 @@ class Blame:
             place: [timed.begin_s for timed in row] for place, row in timeline.rows.items()
         }
 
-    def of_wait(self, timed: TimedOp) -> Counter[Cause]:
+    def of_wait(self, timed: TimedOp) -> Causes:
         """Return the seconds of an op's wait by what caused them."""
-        found: Counter[Cause] = Counter()
+        found: Causes = defaultdict(float)
         if timed.waits_for is not None:
             end_s = timed.begin_s + timed.wait_s
             self._follow(found, timed.waits_for, timed.begin_s, end_s, _MOST_HOPS)
         return found
 
-    def _follow(
-        self, found: Counter[Cause], place: int, begin_s: float, end_s: float, hops: int
-    ) -> None:
+    def _follow(self, found: Causes, place: int, begin_s: float, end_s: float, hops: int) -> None:
         """Count what a rank did between two moments."""
         left_s = end_s - begin_s
         for timed in self._between(place, begin_s, end_s):

@@ -55,7 +55,7 @@ class WorkMeter:
     def _works(
         self, table: SampleTable, name: str, assignments: Sequence[Mapping[str, Assignment]]
     ) -> list[Works]:
-        found = []
+        found: list[Works] = []
         for assignment in assignments:
             lanes_ML = self._lanes(table, name, Seats.of(assignment[name]))
             even = float(lanes_ML.mean()) or 1.0

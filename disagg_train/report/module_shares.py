@@ -1,6 +1,6 @@
 """Where the time of each module's ranks goes: forward, backward, transfers, sync, idle."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
@@ -60,12 +60,12 @@ def _shares(timelines: Sequence[StepTimeline], module: str, places: Sequence[int
     return ModuleShares(**{kind: mean(each[kind] for each in found) for kind in KINDS})
 
 
-def _of_rank(row: Sequence[TimedOp], module: str, length_s: float) -> Counter[str]:
-    shares: Counter[str] = Counter()
+def _of_rank(row: Sequence[TimedOp], module: str, length_s: float) -> dict[str, float]:
+    shares: dict[str, float] = defaultdict(float)
     for timed in row:
         kind = category(timed) if module_of(timed) in (module, "") else "others"
         shares[kind] += timed.work_s / length_s
-    shares["idle"] = max(0.0, 1.0 - shares.total())
+    shares["idle"] = max(0.0, 1.0 - sum(shares.values()))
     return shares
 
 

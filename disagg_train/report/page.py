@@ -61,12 +61,13 @@ def page_of(run: RunFolder) -> str:
     environment.globals["zip"] = zip
     environment.filters |= {"seconds": seconds, "percent": "{:.1%}".format}
     template = environment.from_string(_resource("page.html"))
-    recorded = analyse(run)
+    recorded, curves = analyse(run), charts(run.records, run.evaluations)
     return template.render(
         _view(run, recorded),
+        charts=curves,
         style=Markup(_resource("page.css")),
         script=Markup("\n".join(map(_resource, _SCRIPTS))),
-        data=recorded.data | {"charts": [asdict(c) for c in charts(run.records, run.evaluations)]},
+        data={**recorded.data, "charts": [asdict(chart) for chart in curves]},
     )
 
 
@@ -84,7 +85,6 @@ def _view(run: RunFolder, recorded: Recorded) -> View:
         "tiles": _tiles(run, recorded),
         "groups": group_cards(run.job),
         "language": run.job.language.group,
-        "charts": charts(run.records, run.evaluations),
         "has_steps": bool(recorded.timelines),
         "kinds": KINDS,
         "shares": {name: asdict(shares) for name, shares in recorded.shares.items()},

@@ -89,7 +89,7 @@ def _facts(job: JobConfig, name: str) -> list[str]:
     module = job.modules[name]
     facts = ["LLM" if name == LANGUAGE else "encoder", module.kind]
     if not isinstance(module, CustomModule):
-        facts.append(f"{module.model.num_layers} layers, {module.model.hidden_size} wide")  # type: ignore[attr-defined]
+        facts.append(f"{module.model.num_layers} layers, {module.model.hidden_size} wide")
     if isinstance(module, GptModule) and module.model.num_experts:
         facts.append(f"{module.model.num_experts} experts")
     if not module.trainable:

@@ -97,7 +97,9 @@ def read_run(folder: Path) -> RunFolder:
         rows={place: "/".join(name.rsplit(" ", 1)) for place, name in trace.rows.items()},
         schedule=schedule,
         failures=read_json_lines(folder / "failures.jsonl"),
-        failure_texts=[path.read_text() for path in sorted(folder.glob("failures/*.txt"))],
+        failure_texts=[
+            path.read_text(errors="replace") for path in sorted(folder.glob("failures/*.txt"))
+        ],
         bad_samples=read_json_lines(folder / "bad_samples.jsonl"),
         checkpoints=_checkpoints(folder, job),
         missing=missing,

@@ -1,11 +1,11 @@
 """What a recorded step tells, in numbers and sentences: the slowest rank, and why others idled."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from disagg_train.driver.simulation import seconds
-from disagg_train.report.blame import BETWEEN, Blame, Cause
+from disagg_train.report.blame import BETWEEN, Blame, Cause, Causes, longest_first
 from disagg_train.report.waits import StepTimeline, TimedOp
 from disagg_train.schedule.ops import OpKind
 
@@ -87,7 +87,7 @@ def summarise(timeline: StepTimeline, names: Mapping[int, str]) -> StepSummary:
     """
     blame = Blame(timeline)
     causes = {place: _causes(row, blame) for place, row in timeline.rows.items()}
-    held_up: Counter[int] = Counter()
+    held_up: dict[int, float] = defaultdict(float)
     for place, found in causes.items():
         for (other, _), spent_s in found.items():
             held_up[other] += spent_s * (other != place)
@@ -99,10 +99,11 @@ def summarise(timeline: StepTimeline, names: Mapping[int, str]) -> StepSummary:
     return StepSummary(_sentence(timeline, ranks, names), ranks, waits)
 
 
-def _causes(row: Sequence[TimedOp], blame: Blame) -> Counter[Cause]:
-    found: Counter[Cause] = Counter()
+def _causes(row: Sequence[TimedOp], blame: Blame) -> Causes:
+    found: Causes = defaultdict(float)
     for timed in row:
-        found.update(blame.of_wait(timed))
+        for cause, spent_s in blame.of_wait(timed).items():
+            found[cause] += spent_s
     return found
 
 
@@ -111,12 +112,12 @@ def _rank(
     row: Sequence[TimedOp],
     length_s: float,
     held_up_s: float,
-    causes: Counter[Cause],
+    causes: Causes,
 ) -> RankSummary:
-    spent: Counter[str] = Counter()
+    spent: dict[str, float] = defaultdict(float)
     for timed in row:
         spent[category(timed)] += timed.work_s
-    idle_s = max(0.0, length_s - spent.total())
+    idle_s = max(0.0, length_s - sum(spent.values()))
     between_s = sum(max(0.0, b.begin_s - a.end_s) for a, b in zip(row, row[1:], strict=False))
     waited_s = sum(timed.wait_s for timed in row)
     causes[place, BETWEEN] += between_s
@@ -129,7 +130,7 @@ def _rank(
         spent["sync"],
         idle_s,
         held_up_s,
-        causes.most_common(),
+        longest_first(causes),
     )
 
 
@@ -176,7 +177,7 @@ def _waited_for(timed: TimedOp, names: Mapping[int, str]) -> str:
 
 def _meanwhile(timed: TimedOp, blame: Blame, names: Mapping[int, str]) -> str:
     """Return what kept the rank that was waited for, or one behind it."""
-    causes = blame.of_wait(timed).most_common(1)
+    causes = longest_first(blame.of_wait(timed))
     if not causes:
         return ""
     (place, what), spent_s = causes[0]

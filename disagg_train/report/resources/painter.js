@@ -68,6 +68,7 @@ class Painter {
     context.restore();
     for (let line = first; line < stop; line++) this.drawLabel(line);
     this.drawRuler();
+    if (!view.rows.length) context.fillText("no rank has such a name", 6, RULER + view.rowHeight / 2);
     return drawn;
   }
 
