@@ -84,7 +84,6 @@ def _view(run: RunFolder, recorded: Recorded) -> View:
         "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "tiles": _tiles(run, recorded),
         "groups": group_cards(run.job),
-        "language": run.job.language.group,
         "has_steps": bool(recorded.timelines),
         "kinds": KINDS,
         "shares": {name: asdict(shares) for name, shares in recorded.shares.items()},

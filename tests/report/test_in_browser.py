@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, FloatRect, Page, expect, sync_playwright
 
 from disagg_train.report.page import write_report
 from tests.report.runs import job_of, write_run
@@ -20,6 +20,13 @@ pytestmark = pytest.mark.slow
 
 WIDTHS = {"phone": 390, "desktop": 1280}
 OpenPage = Callable[..., Page]
+
+AT_WORK = """(which) => {
+  const [step] = JSON.parse(document.querySelector("#data").textContent).steps;
+  const busy = step.ranks.map((times) => times[0] + times[1] + times[2] + times[3]);
+  return step.rows[busy.indexOf(Math[which](...busy))];
+}"""
+"""The rank of the first step that is at work longest (`max`) or shortest (`min`)."""
 
 STYLED = """(name) => {
   const probe = document.body.appendChild(document.createElement("span"));
@@ -98,6 +105,15 @@ def _view(page: Page) -> tuple[int, int]:
     return int(begin), int(end)
 
 
+def _place(page: Page) -> FloatRect:
+    """Return where the timeline is in the window, after scrolling to it."""
+    box = page.locator("#rows")
+    box.scroll_into_view_if_needed()
+    place = box.bounding_box()
+    assert place is not None
+    return place
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_page_is_whole_at_every_width_and_in_both_schemes(
@@ -151,16 +167,13 @@ def test_the_wheel_zooms_where_the_mouse_is_and_a_drag_moves(opened: OpenPage) -
     page = opened()
     begin, end = _view(page)
     box = page.locator("#rows")
-    box.scroll_into_view_if_needed()
-    place = box.bounding_box()
-    assert place is not None
+    place = _place(page)
     middle = place["y"] + place["height"] / 2
     page.mouse.move(place["x"] + place["width"] - 20, middle)
     page.mouse.wheel(0, -200)
     assert _view(page) == (begin, end), "a page that is scrolled by must not zoom"
     box.focus()
-    place = box.bounding_box()
-    assert place is not None
+    place = _place(page)
     middle = place["y"] + place["height"] / 2
     page.mouse.move(place["x"] + place["width"] - 20, middle)
     page.mouse.wheel(0, -200)
@@ -168,21 +181,19 @@ def test_the_wheel_zooms_where_the_mouse_is_and_a_drag_moves(opened: OpenPage) -
     page.wait_for_function("Number(document.querySelector('#rows').dataset.from) > 0")
     closer = _view(page)
     assert closer[0] - begin > 5 * (end - closer[1])
+    page.mouse.move(place["x"] + 300, middle)
     page.mouse.down()
-    page.mouse.move(place["x"] + place["width"] - 120, middle, steps=4)
-    page.mouse.move(place["x"] + place["width"] - 20, middle, steps=4)
-    page.mouse.move(place["x"] + place["width"] + 180, middle, steps=4)
+    page.mouse.move(place["x"] + 400, middle, steps=4)
     page.mouse.up()
-    assert _view(page)[0] < closer[0]
+    earlier = _view(page)
+    assert earlier[0] < closer[0]
+    assert earlier[1] - earlier[0] == pytest.approx(closer[1] - closer[0], abs=2)
 
 
 def test_a_drag_along_the_ruler_zooms_to_the_stretch(opened: OpenPage) -> None:
     page = opened()
     begin, end = _view(page)
-    box = page.locator("#rows")
-    box.scroll_into_view_if_needed()
-    place = box.bounding_box()
-    assert place is not None
+    place = _place(page)
     page.mouse.move(place["x"] + 400, place["y"] + 10)
     page.mouse.down()
     page.mouse.move(place["x"] + 600, place["y"] + 10, steps=4)
@@ -217,8 +228,12 @@ def test_ranks_can_be_chosen_and_sorted(opened: OpenPage) -> None:
     page.get_by_label("Ranks", exact=True).fill("nobody")
     expect(box).to_have_attribute("data-rows", "0")
     page.get_by_label("Ranks", exact=True).fill("")
+    expect(box).to_have_attribute("data-first", "encoders/0")
+    page.get_by_label("Order").select_option("busiest first")
+    expect(box).to_have_attribute("data-first", page.evaluate(AT_WORK, "max"))
     page.get_by_label("Order").select_option("most idle first")
-    expect(box).to_have_attribute("data-rows", "6")
+    expect(box).to_have_attribute("data-first", page.evaluate(AT_WORK, "min"))
+    assert page.evaluate(AT_WORK, "max") != page.evaluate(AT_WORK, "min")
 
 
 def test_arrow_keys_tell_each_op_with_its_wait(opened: OpenPage) -> None:

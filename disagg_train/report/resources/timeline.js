@@ -68,6 +68,7 @@ class Timeline {
       look: (index) => this.look(index),
     });
     Object.assign(box.dataset, { from: Math.round(this.from), to: Math.round(this.to), rows: this.rows.length, ...drawn });
+    box.dataset.first = this.step.data.rows[this.rows[0]] ?? "";
     if (!performance.getEntriesByName("drawn").length) performance.mark("drawn");
   }
 
