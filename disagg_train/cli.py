@@ -19,6 +19,7 @@ from disagg_train.manifest_command import add_manifest_arguments, manifest
 from disagg_train.plan_command import add_plan_arguments, plan, planned
 from disagg_train.process_end import QuickEnd
 from disagg_train.profile_command import add_profile_arguments, profile
+from disagg_train.report_command import add_report_arguments
 from disagg_train.submit_command import add_submit_arguments, submit
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser("resize", help="give a group of a running job more or fewer ranks")
     )
     _run_commands(commands)
+    add_report_arguments(commands.add_parser("report", help="draw a run as one HTML page"))
     schema = commands.add_parser("schema", help="print the job file's JSON Schema")
     schema.set_defaults(run=_schema)
     doctor = commands.add_parser("doctor", help="say what this machine has and lacks")

@@ -204,7 +204,9 @@ class TrainingRun:
         plan = self._plans.plan(record.step)
         self.files.add_step(record, [sample.key for sample in plan.samples])
         if self.job.train.is_traced(record.step):
-            self.files.add_trace(record.step, reports)
+            self.files.add_trace(record.step, reports, plan.as_dict())
+            if not self.job.train.is_traced(record.step + 1):
+                self.files.write_trace(self._session.row_names)
         self._steps_done = record.step + 1
         event(record.in_words, record.step)
         self._policy.completed(record.step)

@@ -17,6 +17,8 @@ from disagg_train.metrics.trace import write_trace
 class RunFiles:
     """Records of a run: ``metrics.jsonl``, ``evaluations.jsonl`` and, if asked, ``samples.jsonl``.
 
+    Of traced steps also ``trace.json``, and the step plans in ``plans.jsonl``.
+
     Args:
         folder: the run's output folder.
         steps_done: steps of an earlier start of the run that stay; 0 begins anew.
@@ -35,7 +37,9 @@ class RunFiles:
         self._metrics = self._file("metrics.jsonl", steps_done)
         self._evaluations = self._file("evaluations.jsonl", steps_done + 1 if steps_done else 0)
         self._samples = self._file("samples.jsonl", steps_done) if lists_samples else None
+        self._plans = self._file("plans.jsonl", steps_done)
         self._traced: dict[int, Sequence[RankReport]] = {}
+        self._has_new_traces = False
 
     def _file(self, name: str, before: int) -> JsonLines:
         lines = JsonLines(self._folder / name, lambda record: record["step"] < before)
@@ -48,9 +52,11 @@ class RunFiles:
         if self._samples is not None:
             self._samples.write({"step": record.step, "keys": list(keys)})
 
-    def add_trace(self, step: int, reports: Sequence[RankReport]) -> None:
-        """Note what the ranks did in a step."""
+    def add_trace(self, step: int, reports: Sequence[RankReport], plan: Mapping[str, Any]) -> None:
+        """Note what the ranks did in a step, and its plan as plain data."""
         self._traced[step] = reports
+        self._plans.write(plan)
+        self._has_new_traces = True
 
     def add_evaluation(self, evaluation: Evaluation) -> None:
         """Note an evaluation."""
@@ -63,15 +69,17 @@ class RunFiles:
         self.evaluations[:] = [e for e in self.evaluations if e.step <= steps_done]
         self._traced = {step: r for step, r in self._traced.items() if step < steps_done}
         self._metrics.rewind(lambda record: record["step"] < steps_done)
+        self._plans.rewind(lambda plan: plan["step"] < steps_done)
         self._evaluations.rewind(lambda record: record["step"] <= steps_done)
         if self._samples is not None:
             self._samples.rewind(lambda record: record["step"] < steps_done)
 
     def write_trace(self, row_names: Mapping[int, str]) -> None:
         """Write ``trace.json``, unless an earlier start of the run has done all traced steps."""
-        if self._traced or not (self._folder / "trace.json").exists():
-            steps = [self._traced[step] for step in sorted(self._traced)]
-            write_trace(self._folder / "trace.json", steps, row_names)
+        path, numbers = self._folder / "trace.json", sorted(self._traced)
+        if self._has_new_traces or not path.exists():
+            write_trace(path, [self._traced[step] for step in numbers], row_names, numbers)
+            self._has_new_traces = False
 
     def write_failure(self, record: Mapping[str, Any], text: str) -> Path:
         """Append to ``failures.jsonl``, and write a report for people; return its path."""

@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,30 @@ START_STEP = "start step"
 _MICRO = 1_000_000
 
 
-def chrome_trace(steps: Iterable[Sequence[RankReport]], rows: Mapping[int, str]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Trace:
+    """What a run's ``trace.json`` tells.
+
+    Args:
+        numbers: of the steps; a trace that does not say begins with the run's second step.
+        steps: per step, the spans of all ranks.
+        rows: name of each global rank's row.
+    """
+
+    numbers: Sequence[int]
+    steps: Sequence[Sequence[RankReport]]
+    rows: Mapping[int, str]
+
+
+def chrome_trace(
+    steps: Iterable[Sequence[RankReport]], rows: Mapping[int, str], numbers: Sequence[int] = ()
+) -> dict[str, Any]:
     """Return the trace of some steps.
 
     Args:
         steps: per step, the reports of all ranks.
         rows: name of each global rank's row.
+        numbers: of the steps.
     """
     events: list[dict[str, Any]] = [
         {"ph": "M", "name": "thread_name", "pid": 0, "tid": place, "args": {"name": name}}
@@ -32,7 +51,11 @@ def chrome_trace(steps: Iterable[Sequence[RankReport]], rows: Mapping[int, str])
                 _slice(report.place, span.name, span.category, span.begin_s, span.end_s)
                 for span in report.spans
             ]
-    return {"traceEvents": events, "displayTimeUnit": "ms"}
+    return {
+        "traceEvents": events,
+        "displayTimeUnit": "ms",
+        "otherData": {"steps": list(numbers)},
+    }
 
 
 def _slice(place: int, name: str, category: str, begin_s: float, end_s: float) -> dict[str, Any]:
@@ -47,9 +70,14 @@ def _slice(place: int, name: str, category: str, begin_s: float, end_s: float) -
     }
 
 
-def write_trace(path: Path, steps: Iterable[Sequence[RankReport]], rows: Mapping[int, str]) -> None:
+def write_trace(
+    path: Path,
+    steps: Iterable[Sequence[RankReport]],
+    rows: Mapping[int, str],
+    numbers: Sequence[int] = (),
+) -> None:
     """Write the trace as JSON."""
-    path.write_text(json.dumps(chrome_trace(steps, rows)))
+    path.write_text(json.dumps(chrome_trace(steps, rows, numbers)))
 
 
 def read_trace(path: Path) -> list[list[RankReport]]:
@@ -58,13 +86,26 @@ def read_trace(path: Path) -> list[list[RankReport]]:
     Raises:
         DataError: there is no such file, or it is no such trace.
     """
+    return [list(reports) for reports in load_trace(path).steps]
+
+
+def load_trace(path: Path) -> Trace:
+    """Return a trace that a run wrote.
+
+    Raises:
+        DataError: there is no such file, or it is no such trace.
+    """
     try:
-        events = json.loads(path.read_text())["traceEvents"]
+        content = json.loads(path.read_text())
         spans: dict[int, list[Span]] = defaultdict(list)
-        for event in events:
+        rows: dict[int, str] = {}
+        for event in content["traceEvents"]:
             if event["ph"] == "X":
                 spans[event["tid"]].append(_span(event))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            else:
+                rows[event["tid"]] = str(event["args"]["name"])
+        numbers = [int(number) for number in content.get("otherData", {}).get("steps", ())]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} is no trace of a run ({error!r}); train with train.trace_steps of 1 or more"
         ) from error
@@ -74,7 +115,9 @@ def read_trace(path: Path) -> list[list[RankReport]]:
             if number == len(steps):
                 steps.append([])
             steps[number].append(RankReport(place, spans=of_step))
-    return steps
+    if len(numbers) != len(steps):
+        numbers = list(range(1, len(steps) + 1))
+    return Trace(numbers, steps, rows)
 
 
 def _span(event: Mapping[str, Any]) -> Span:

@@ -3,9 +3,10 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import accumulate, chain
+from typing import Any, Self
 
 from disagg_train.errors import PlanError
 
@@ -44,6 +45,14 @@ class SampleSize:
     def tokens(self, encoder: str) -> int:
         """Return how many projector output tokens ``encoder`` makes of this sample."""
         return _count(self.slots.get(encoder, ()))
+
+
+def _sample(content: Mapping[str, Any]) -> SampleSize:
+    slots = {
+        encoder: tuple(Slot(**slot) for slot in each) for encoder, each in content["slots"].items()
+    }
+    inputs = {encoder: tuple(lengths) for encoder, lengths in content["input_tokens"].items()}
+    return SampleSize(**{**content, "slots": slots, "input_tokens": inputs})
 
 
 Assignment = tuple[tuple[tuple[int, ...], ...], ...]
@@ -121,6 +130,20 @@ class StepPlan:
     def held(self, module: str, microbatch: int, dp_rank: int) -> tuple[int, ...]:
         """Return the sample indices of one microbatch on one dp rank."""
         return self.assignment[module][microbatch][dp_rank]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan as plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Return the plan that ``as_dict``, and perhaps JSON, made plain data of."""
+        samples = tuple(_sample(sample) for sample in content["samples"])
+        assignment = {
+            module: tuple(tuple(tuple(lane) for lane in microbatch) for microbatch in held)
+            for module, held in content["assignment"].items()
+        }
+        return cls(content["step"], samples, assignment, content["learning_rate"])
 
     @cached_property
     def digest(self) -> int:

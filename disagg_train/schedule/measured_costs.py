@@ -10,7 +10,7 @@ from disagg_train.metrics.records import RankReport, Span
 from disagg_train.metrics.trace import START_STEP
 from disagg_train.schedule.costs import CostModel, TransferCost, Values
 from disagg_train.schedule.graph import StageGraph
-from disagg_train.schedule.ops import MOST_SENDS, Op, OpKind
+from disagg_train.schedule.ops import MOST_SENDS, Op, OpKind, op_of
 
 Spans = Mapping[Op, Span]
 """What one rank did in one step."""
@@ -130,7 +130,7 @@ def _values(found: Mapping[int, list[float]], num_microbatches: int) -> Values:
 
 def _spans(report: RankReport, graph: StageGraph) -> dict[Op, Span]:
     edges = {edge.name for edge in graph.edges}
-    found = {op: span for span in report.spans if (op := _op(span.name)) is not None}
+    found = {op: span for span in report.spans if (op := op_of(span.name)) is not None}
     for op in found:
         if (op.module and op.module not in graph.nodes) or (
             op.boundary and op.boundary not in edges
@@ -140,18 +140,6 @@ def _spans(report: RankReport, graph: StageGraph) -> dict[Op, Span]:
                 f"take a run of the same modules and pipelines"
             )
     return found
-
-
-def _op(name: str) -> Op | None:
-    """Return the op that a span is of, if it is of one."""
-    kind, *rest = name.split()
-    if kind not in set(OpKind):
-        return None
-    of_kind, subject = OpKind(kind), rest[0] if rest else ""
-    microbatch = int(rest[1]) if len(rest) > 1 else -1
-    if of_kind.is_send or of_kind.is_recv:
-        return Op(of_kind, "", microbatch, subject)
-    return Op(of_kind, subject, microbatch)
 
 
 def _shows_its_cost(op: Op, ops: Collection[Op]) -> bool:

@@ -3,6 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
+
+_MOST_NAMES = 1 << 16
 
 
 class OpKind(StrEnum):
@@ -90,6 +93,19 @@ class Op:
         where = self.module or self.boundary
         number = f" {self.microbatch}" if self.microbatch >= 0 else ""
         return f"{self.kind} {where}{number}".replace("  ", " ").rstrip()
+
+
+@lru_cache(_MOST_NAMES)
+def op_of(name: str) -> Op | None:
+    """Return the op that a span's name is of, if it is of one."""
+    kind, *rest = name.split()
+    if kind not in set(OpKind):
+        return None
+    of_kind, subject = OpKind(kind), rest[0] if rest else ""
+    microbatch = int(rest[1]) if len(rest) > 1 else -1
+    if of_kind.is_send or of_kind.is_recv:
+        return Op(of_kind, "", microbatch, subject)
+    return Op(of_kind, subject, microbatch)
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from itertools import islice
 import pytest
 
 from actors.pool import ActorPool
-from disagg_train.bench.simulation import SimulationResult, compare
 from disagg_train.bench.torchrun import job_plans
 from disagg_train.bench.under_ray import started_pool
 from disagg_train.boundary.of_job import job_graph
 from disagg_train.config.job import JobConfig
 from disagg_train.config.load import load_job
 from disagg_train.driver import loop
+from disagg_train.schedule.comparison import SimulationResult, compare
 
 pytestmark = [pytest.mark.bench, pytest.mark.ray]
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from disagg_train.driver.schedules import job_schedules
+from disagg_train.report.page import write_report
+from disagg_train.report.run_folder import read_run
 from disagg_train.schedule.file import load_schedule
 from disagg_train.trainer import Trainer
 from tests.checkpoints import load_weights
@@ -26,7 +28,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
             "train.steps=6", "train.evaluation={every_steps: 3, samples: 8}", f"output={folder}"
         )
     )
-    assert [record.step for record in trainer.fit()] == list(range(6))
+    steps = [(record.step, (folder / "trace.json").exists()) for record in trainer.fit()]
+    assert steps == [(step, step >= 4) for step in range(6)], "a trace is there once it can be"
     return trainer
 
 
@@ -46,6 +49,16 @@ def test_the_trace_has_a_row_per_rank(finished: Trainer) -> None:
     names = {e["args"]["name"] for e in events if e["ph"] == "M"}
     assert names == {"encoders 0", "encoders 1", "language 0", "language 1"}
     assert {e["tid"] for e in events if e["ph"] == "X"} == {0, 1, 2, 3}
+
+
+def test_the_report_has_the_recorded_steps_with_their_plans(finished: Trainer) -> None:
+    run = read_run(finished.output)
+    assert [step.number for step in run.steps] == [1, 2, 3, 4]
+    assert [step.plan.step for step in run.steps if step.plan] == [1, 2, 3, 4]
+    assert not run.missing
+    page = write_report(finished.output).read_text()
+    assert "Slowest rank" in page
+    assert "could not" not in page and "cannot be simulated" not in page
 
 
 def test_the_schedule_is_saved_as_it_was_run(finished: Trainer) -> None:

@@ -3,9 +3,18 @@
 import json
 from pathlib import Path
 
-from disagg_train.metrics.records import Answer, BadSample, Evaluation, ModuleTimes, StepRecord
+from disagg_train.metrics.records import (
+    Answer,
+    BadSample,
+    Evaluation,
+    ModuleTimes,
+    RankReport,
+    Span,
+    StepRecord,
+)
 from disagg_train.metrics.run_files import RunFiles
 from disagg_train.metrics.sinks import JsonLines, read_json_lines
+from disagg_train.metrics.trace import load_trace
 
 
 def _record(step: int, loss: float = 1.0) -> StepRecord:
@@ -86,3 +95,30 @@ def test_a_line_that_was_cut_off_does_not_count(tmp_path: Path) -> None:
     with JsonLines(path, lambda _: True) as lines:
         lines.write({"step": 1})
     assert [line["step"] for line in _lines(path)] == [0, 1]
+
+
+def test_the_plans_and_traces_of_recorded_steps_are_told_once(tmp_path: Path) -> None:
+    reports = {
+        step: [RankReport(0, spans=[Span("agree", "", "update", step, step + 0.5)])]
+        for step in (1, 2, 3)
+    }
+    with RunFiles(tmp_path) as files:
+        for step in (1, 2):
+            files.add_trace(step, reports[step], {"step": step})
+        files.write_trace({0: "encoders 0"})
+        files.rewind(2)
+        files.add_trace(2, reports[3], {"step": 2})
+        files.write_trace({0: "encoders 0"})
+    assert _lines(tmp_path / "plans.jsonl") == [{"step": 1}, {"step": 2}]
+    trace = load_trace(tmp_path / "trace.json")
+    assert (trace.numbers, trace.rows) == ([1, 2], {0: "encoders 0"})
+    assert [step[0].spans[0].begin_s for step in trace.steps] == [1, 3]
+
+
+def test_a_trace_stays_where_a_later_start_records_nothing(tmp_path: Path) -> None:
+    with RunFiles(tmp_path) as files:
+        files.add_trace(1, [RankReport(0, spans=[Span("agree", "", "update", 1, 2)])], {"step": 1})
+        files.write_trace({0: "encoders 0"})
+    with RunFiles(tmp_path, steps_done=5) as files:
+        files.write_trace({0: "encoders 0"})
+    assert load_trace(tmp_path / "trace.json").numbers == [1]
