@@ -1,7 +1,6 @@
 """The command ``disagg-train``. Heavy imports wait until a command needs them."""
 
 import argparse
-import contextlib
 import json
 import os
 import signal

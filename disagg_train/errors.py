@@ -32,13 +32,14 @@ class ClusterError(DisaggTrainError):
     """The cluster cannot hold the job's groups."""
 
 
+_STOPPED = "the run was asked to stop and saved a checkpoint; `resume: auto` goes on from there"
+
+
 class RunStopped(DisaggTrainError):  # noqa: N818 - not a mistake, but somebody's wish
     """Somebody who looks on asked the run to stop; it ended its step and saved."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "the run was asked to stop and saved a checkpoint; `resume: auto` goes on from there"
-        )
+    def __init__(self, why: str = _STOPPED) -> None:
+        super().__init__(why)
 
 
 class SubmissionError(DisaggTrainError):

@@ -93,6 +93,6 @@ def _check_folder(folder: Path) -> None:
 
 def report_of(folder: Path, path: str | Path | None = None) -> Page:
     """Write the report of the run in a folder."""
-    from disagg_train.report.page import write_report  # type: ignore[import-not-found]
+    from disagg_train.report.page import write_report
 
     return Page(write_report(folder, None if path is None else Path(path)))

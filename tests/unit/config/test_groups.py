@@ -52,7 +52,7 @@ def test_what_the_trainer_tells_nccl_is_added() -> None:
     ("name", "value", "reason"),
     [
         ("HF_TOKEN", "x", "looks like a secret.*kubernetes.env_from_secrets"),
-        ("NOTE", "hf_" + "a" * 20, "looks like a secret"),
+        ("NOTE", "hf_" + "a" * 20, "holds a token.*kubernetes.env_from_secrets"),
         ("NOTE", "0123456789abcdef" * 2, "looks like a secret"),
         ("CUDA_VISIBLE_DEVICES", "0", "is set for every rank"),
         ("NCCL_LAUNCH_ORDER_IMPLICIT", "0", "is set for every rank"),
