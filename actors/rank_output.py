@@ -13,7 +13,7 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from disagg_train.config.secret_values import masked
-from disagg_train.metrics.events import LineFormatter, attached
+from disagg_train.metrics.events import LOG, LineFormatter, attached
 
 _STDOUT, _STDERR = 1, 2
 
@@ -61,6 +61,8 @@ class RankOutput:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(LineFormatter(masked, group, str(rank)))
         self._events.enter_context(attached(handler))
+        LOG.propagate = False  # Megatron gives the root logger a handler: a second line of each
+        self._events.callback(setattr, LOG, "propagate", True)
 
     def let_go(self) -> None:
         """Let output go where Ray wants it."""
