@@ -23,6 +23,7 @@ _MODE = "RAY_AUTH_MODE"
 _DEFAULT_TOKEN = "~/.ray/auth_token"
 _TIMEOUTS_S = (10.0, 120.0)
 """To reach the server, and to have its answer."""
+_TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 _IDLE_S = 15.0
 _RETRY_S = 1.0
 _PATIENCE_S, _STARTING_S = 90.0, 60.0
@@ -79,7 +80,8 @@ class RayJobs:
         headers = _authorization(os.environ)
         # Ray lets this variable, and another one, go before the address that it is given.
         os.environ[_ADDRESS_VARIABLES[0]] = self.address
-        logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
         with self._telling():
             self._client = _Client(self.address, headers=headers)
 
