@@ -11,6 +11,7 @@ from disagg_train.metrics.records import Evaluation, StepRecord
 
 _SMOOTHING = 0.9
 _LINES, _SILENCE_S = 10, 30.0
+_ESTIMATE_S = 600.0
 
 
 class TrainingProgress:
@@ -28,15 +29,7 @@ class TrainingProgress:
     ) -> None:
         self._console, self._steps, self._clock = console, steps, clock
         self._said_s = float("-inf")
-        self._bar = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self._bar = step_bar(console, shown=console.is_terminal)
         self._task = self._bar.add_task("train", total=steps, numbers="")
         self._tokens_per_s, self._evaluated = 0.0, 0
 
@@ -76,3 +69,22 @@ class TrainingProgress:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
+
+
+def step_bar(console: Console, shown: bool) -> Progress:
+    """Return a bar of steps; its tasks have a field ``numbers``, a text.
+
+    Args:
+        console: where to draw.
+        shown: draw it; lines may be printed above it either way.
+    """
+    return Progress(
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not shown,
+        speed_estimate_period=_ESTIMATE_S,
+    )
