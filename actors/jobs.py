@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,12 @@ _MODE = "RAY_AUTH_MODE"
 _DEFAULT_TOKEN = "~/.ray/auth_token"
 _TIMEOUTS_S = (10.0, 120.0)
 """To reach the server, and to have its answer."""
+_TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 _IDLE_S = 15.0
 _RETRY_S = 1.0
-_PATIENCE_S = 90.0
+_PATIENCE_S, _STARTING_S = 90.0, 60.0
+_STARTING = "No available agent"
+"""What a head says that answers, but cannot start jobs yet."""
 
 
 class _Client(JobSubmissionClient):
@@ -73,18 +77,33 @@ class RayJobs:
 
     def __init__(self, address: str | None) -> None:
         self.address = server_address(address, os.environ)
-        _use_token(os.environ)
+        headers = _authorization(os.environ)
         # Ray lets this variable, and another one, go before the address that it is given.
         os.environ[_ADDRESS_VARIABLES[0]] = self.address
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
         with self._telling():
-            self._client = _Client(self.address)
+            self._client = _Client(self.address, headers=headers)
 
     def submit(self, request: JobRequest, archive: str) -> None:
         """Upload an archive and start a job in it; returns once Ray has noted it.
 
+        Waits for a head that has only just started.
+
         Raises:
             SubmissionError: there is such a job, or the server refuses it.
         """
+        until_s = time.monotonic() + _STARTING_S
+        while True:
+            try:
+                self._submit(request, archive)
+                return
+            except SubmissionError as error:
+                if _STARTING not in str(error) or time.monotonic() > until_s:
+                    raise
+            time.sleep(_RETRY_S)
+
+    def _submit(self, request: JobRequest, archive: str) -> None:
         environment = {"working_dir": archive, "env_vars": dict(request.environment)}
         with self._telling(request.job_id):
             self._client.submit_job(
@@ -179,7 +198,7 @@ class RayJobs:
             raise _refusal(str(error), job_id, self.address) from None
 
     def _refused(self, said: str) -> str:
-        if "Missing authentication token" in said or "no authentication token" in said:
+        if "Invalid authentication token" not in said:
             return (
                 f"no token for {self.address}, which wants one: export RAY_AUTH_TOKEN_PATH=FILE, "
                 f"a file with the token that the cluster was started with (or RAY_AUTH_TOKEN; or "
@@ -193,17 +212,23 @@ class RayJobs:
         )
 
 
-def _use_token(shell: MutableMapping[str, str]) -> None:
-    """Turn authentication on where a token is named.
+def _authorization(shell: Mapping[str, str]) -> dict[str, str]:
+    """Return the header with the token that the shell names, if it names one.
+
+    Ray's own client asks for the mode, too, and reads it once, when Ray is imported.
 
     Raises:
         ConfigError: the file that is named is not there; Ray would go without.
     """
-    file = shell.get("RAY_AUTH_TOKEN_PATH")
-    if file and "RAY_AUTH_TOKEN" not in shell and not Path(file).is_file():
-        raise ConfigError(f"RAY_AUTH_TOKEN_PATH: there is no file {file}")
-    if any(name in shell for name in _TOKEN_VARIABLES):
-        shell.setdefault(_MODE, "token")
+    token, file = shell.get("RAY_AUTH_TOKEN"), shell.get("RAY_AUTH_TOKEN_PATH")
+    if shell.get(_MODE, "token").lower() != "token":
+        return {}
+    if not token and file:
+        try:
+            token = Path(file).read_text().strip()
+        except OSError as error:
+            raise ConfigError(f"RAY_AUTH_TOKEN_PATH: cannot read {file}: {error}") from None
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 class UnknownJobError(SubmissionError):

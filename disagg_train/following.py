@@ -3,14 +3,13 @@
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from disagg_train.metrics.progress import step_bar
 from disagg_train.submission.log import LogReader
 from disagg_train.submission.report import command, conclusion
 from disagg_train.submission.state import JobServer
 
 _INTERRUPTED = 130
-_ESTIMATE_S = 600.0
 
 
 def follow(server: JobServer, job_id: str, console: Console) -> int:
@@ -60,17 +59,7 @@ class _Shown:
     """
 
     def __init__(self, console: Console, steps: int | None) -> None:
-        self._console = console
-        self._bar = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal or steps is None,
-            speed_estimate_period=_ESTIMATE_S,
-        )
+        self._bar = step_bar(console, shown=console.is_terminal and steps is not None)
         self._task = self._bar.add_task("train", total=steps, numbers="")
         self._first = 0
 

@@ -16,6 +16,7 @@ _SMOOTHING = 0.9
 _LINES, _SILENCE_S = 10, 30.0
 _MOST_LINES = 100
 _REDRAW_S = 0.1
+_ESTIMATE_S = 600.0
 
 
 class TrainingProgress:
@@ -34,15 +35,7 @@ class TrainingProgress:
         self._steps, self._clock = steps, clock
         self._shows_bar = console.is_terminal or console.is_jupyter
         self._said_s = float("-inf")
-        self._bar = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self._bar = step_bar(console, shown=console.is_terminal)
         self._task = self._bar.add_task("train", total=steps, numbers="")
         self._tokens_per_s, self._evaluated = 0.0, 0
 
@@ -133,3 +126,22 @@ def progress_on(console: Console, steps: int) -> TrainingProgress:
     """Return progress for where people are: a notebook's cell, or a terminal."""
     kind = CellProgress if console.is_jupyter else TrainingProgress
     return kind(console, steps)
+
+
+def step_bar(console: Console, shown: bool) -> Progress:
+    """Return a bar of steps; its tasks have a field ``numbers``, a text.
+
+    Args:
+        console: where to draw.
+        shown: draw it; lines may be printed above it either way.
+    """
+    return Progress(
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not shown,
+        speed_estimate_period=_ESTIMATE_S,
+    )

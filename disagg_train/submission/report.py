@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable
 
 from disagg_train.submission.log import LogReader
-from disagg_train.submission.request import NAME, OUTPUT
+from disagg_train.submission.request import NAME, OUTPUT, STOP_WAIT
 from disagg_train.submission.state import JobState
 
 _ENTRYPOINT_FAILED = "JOB_ENTRYPOINT_COMMAND_ERROR"
@@ -80,7 +80,7 @@ def details(state: JobState, log: LogReader, now_s: float) -> list[tuple[str, st
         ("ended", _moment(state.end_s)),
         ("ran for", _duration(state, now_s)),
         ("output", state.metadata.get(OUTPUT, "")),
-        ("variables", ", ".join(sorted(state.variables))),
+        ("variables", ", ".join(sorted(set(state.variables) - {STOP_WAIT}))),
         ("message", state.message),
     ]
     return [(name, text) for name, text in found if text]

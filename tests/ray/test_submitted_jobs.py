@@ -117,23 +117,7 @@ def test_a_stopped_job_has_saved_and_goes_on_where_it_was(head: Head) -> None:
     assert printed.index("second") < printed.index("first")
 
 
-def test_a_failed_job_returns_its_exit_code_and_the_error(head: Head) -> None:
-    status, printed = head.do("submit", "job.yaml", "--set", "data.kind=absent:Source", "--follow")
-    assert status == 1
-    assert "cannot import 'absent:Source'" in printed
-    assert "failed with exit code 1" in printed
-
-
-def test_a_wrong_or_missing_token_is_told(head: Head) -> None:
-    status, printed = head.do("status", RAY_AUTH_TOKEN="wrong")
-    assert status == 1
-    assert "refuses the token of RAY_AUTH_TOKEN; use the one" in printed
-    status, printed = head.do("submit", "job.yaml", RAY_AUTH_MODE="disabled")
-    assert status == 1
-    assert "wants one: export RAY_AUTH_TOKEN_PATH" in printed
-
-
-def test_ctrl_c_ends_the_following_and_not_the_job(head: Head) -> None:
+def test_ctrl_c_ends_the_following_and_a_failed_job_returns_its_exit_code(head: Head) -> None:
     options = ("--set", "data.kind=absent:Source", "--submission-id", "left-alone", "--follow")
     follower = head.start("submit", "job.yaml", *options)
     assert follower.stdout is not None
@@ -144,4 +128,17 @@ def test_ctrl_c_ends_the_following_and_not_the_job(head: Head) -> None:
     printed, _ = follower.communicate(timeout=_COMMAND_S)
     assert follower.returncode == 130, printed
     assert "the job goes on" in printed
-    assert head.do("logs", "left-alone", "--follow")[0] == 1
+
+    status, printed = head.do("logs", "left-alone", "--follow")
+    assert status == 1
+    assert "cannot import 'absent:Source'" in printed
+    assert "job left-alone failed with exit code 1" in printed
+
+
+def test_a_wrong_or_missing_token_is_told(head: Head) -> None:
+    status, printed = head.do("status", RAY_AUTH_TOKEN="wrong")
+    assert status == 1
+    assert "refuses the token of RAY_AUTH_TOKEN; use the one" in printed
+    status, printed = head.do("submit", "job.yaml", RAY_AUTH_MODE="disabled")
+    assert status == 1
+    assert "wants one: export RAY_AUTH_TOKEN_PATH" in printed

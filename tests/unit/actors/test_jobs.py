@@ -1,7 +1,6 @@
 """The client of Ray's job server: where it goes, what it makes of errors, how it follows a log."""
 
-import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from ray.exceptions import AuthenticationError
 from actors import jobs
 from actors.jobs import RayJobs, server_address
 from disagg_train.errors import ConfigError, SubmissionError
+from disagg_train.submission.request import JobRequest
 
 _ADDRESS = "http://head:8265"
 
@@ -23,7 +23,11 @@ class _FakeClient:
     statuses: Sequence[str] = ("SUCCEEDED",)
     error: Exception | None = None
 
-    def __init__(self, address: str) -> None:
+    headers: Mapping[str, str] = {}
+    submitted: list[str] = []
+
+    def __init__(self, address: str, headers: Mapping[str, str]) -> None:
+        type(self).headers, self.submitted = headers, type(self).submitted
         self._connections, self._statuses = list(self.connections), list(self.statuses)
         if self.error is not None:
             raise self.error
@@ -41,6 +45,11 @@ class _FakeClient:
 
     def get_job_logs(self, job_id: str) -> str:
         return "one\ntwo\nthree\nlast"
+
+    def submit_job(self, submission_id: str, **_: Any) -> None:
+        self.submitted.append(submission_id)
+        if len(self.submitted) < 3:
+            raise RuntimeError("status code 500: No available agent to submit job")
 
     async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
         pieces, error = self._connections.pop(0)
@@ -151,13 +160,31 @@ def test_a_server_that_is_lost_for_long_is_told(
         _followed(client, ([], ConnectionError("gone")), statuses=["RUNNING"])
 
 
-def test_a_token_that_is_named_turns_authentication_on(
+def test_a_token_that_is_named_is_sent(
     client: type[_FakeClient], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
-    with pytest.raises(ConfigError, match="RAY_AUTH_TOKEN_PATH: there is no file"):
+    with pytest.raises(ConfigError, match="RAY_AUTH_TOKEN_PATH: cannot read"):
         RayJobs(_ADDRESS)
-    assert "RAY_AUTH_MODE" not in os.environ
-    (tmp_path / "token").write_text("x")
+    (tmp_path / "token").write_text("of-a-file\n")
     RayJobs(_ADDRESS)
-    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert client.headers == {"Authorization": "Bearer of-a-file"}
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "its-own")
+    RayJobs(_ADDRESS)
+    assert client.headers == {"Authorization": "Bearer its-own"}
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    RayJobs(_ADDRESS)
+    assert client.headers == {}
+
+
+def test_a_head_that_only_just_started_is_asked_again(
+    client: type[_FakeClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.submitted = []
+    request = JobRequest("mine", "x", {}, {})
+    RayJobs(_ADDRESS).submit(request, "job.zip")
+    assert client.submitted == ["mine"] * 3
+    client.submitted = []
+    monkeypatch.setattr(jobs, "_STARTING_S", -1.0)
+    with pytest.raises(SubmissionError, match="No available agent"):
+        RayJobs(_ADDRESS).submit(request, "job.zip")

@@ -9,6 +9,7 @@ from rich.console import Console
 from disagg_train.metrics.progress import TrainingProgress
 from disagg_train.submission.log import LogReader, read_log
 from disagg_train.submission.report import COLUMNS, conclusion, details, is_saved, rows
+from disagg_train.submission.request import STOP_WAIT
 from disagg_train.submission.state import JobState
 from tests.unit.metrics.steps import record
 
@@ -117,7 +118,7 @@ def test_the_table_has_the_newest_job_first() -> None:
 
 
 def test_one_job_is_told_with_its_step_and_the_names_of_its_variables() -> None:
-    state = replace(_FAILED, message="went wrong", variables=["NCCL_DEBUG", "A"])
+    state = replace(_FAILED, message="went wrong", variables=["NCCL_DEBUG", "A", STOP_WAIT])
     told = dict(details(state, read_log(_printed(40)), 2000.0))
     assert told["status"] == "FAILED, exit code 3"
     assert told["step"].startswith("40 of 400  loss 1.250")
