@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -23,14 +22,12 @@ from disagg_train.metrics.records import StepRecord
 
 NAMESPACE = "disagg_train"
 _FAREWELL_S, _POLL_S = 2.0, 0.05
-_LOST = (RayError, RuntimeError)
-"""What Ray raises where a board is gone, or Ray itself."""
 
 _BoardActor = ray.remote(num_cpus=0, max_restarts=0)(Board)
 
 
 class Announcer:
-    """The driver's end of a board; nothing that happens to the board disturbs the run.
+    """The driver's end of a board; no error of the board's, of whatever kind, disturbs the run.
 
     One call is under way at a time, and what is new meanwhile waits for the next one.
 
@@ -44,7 +41,7 @@ class Announcer:
         self._notes: deque[str] = deque(maxlen=KEPT)
         self._under_way: ray.ObjectRef | None = None
         self._board: Any = None
-        with contextlib.suppress(*_LOST):
+        with contextlib.suppress(Exception):
             self._board, self.name = _put_up(facts)
 
     def tell(self, records: Sequence[StepRecord], notes: Sequence[str]) -> bool:
@@ -55,7 +52,7 @@ class Announcer:
         self._notes.extend(notes)
         try:
             return self._send()
-        except _LOST:  # with its node, say; nobody looks on any more
+        except Exception:  # lost with its node, say; nobody looks on any more
             self._board = self._under_way = None
             return False
 
@@ -79,13 +76,13 @@ class Announcer:
             return
         board, self._board = self._board, None
         until_s = time.monotonic() + _FAREWELL_S
-        with contextlib.suppress(*_LOST):
+        with contextlib.suppress(Exception):
             board.pin.remote(tuple(self._records), tuple(self._notes))
             while not ray.get(board.finish.remote(outcome), timeout=_FAREWELL_S):
                 if time.monotonic() > until_s:
                     break
                 time.sleep(_POLL_S)
-        with contextlib.suppress(*_LOST):
+        with contextlib.suppress(Exception):
             ray.kill(board)
             while self.name in boards() and time.monotonic() < until_s + _FAREWELL_S:
                 time.sleep(_POLL_S)

@@ -40,8 +40,9 @@ def resumed(folder: Path) -> Any:
 
 
 def _of(notebook: Any, text: str) -> Any:
-    """Return the one cell whose source has a text."""
-    (cell,) = (cell for cell in notebook.cells if text in cell.source and cell.outputs)
+    """Return the one code cell whose source has a text."""
+    code = (cell for cell in notebook.cells if cell.cell_type == "code")
+    (cell,) = (cell for cell in code if text in cell.source)
     return cell
 
 
