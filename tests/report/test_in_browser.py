@@ -73,12 +73,23 @@ def test_the_page_is_whole_at_every_width_and_in_both_schemes(
     assert darkness < 90 if scheme == "dark" else darkness > 190
     for name in ("forward", "forward-alt", "backward", "boundary", "sync", "idle"):
         assert _drawn(page, name) > 20, f"the timeline has nothing in {name}"
+    found = Axe().run(page).response
+    assert len(found["passes"]) > 20
     faults = [
         (fault["id"], fault["impact"], [node["html"] for node in fault["nodes"]])
-        for fault in Axe().run(page).response["violations"]
+        for fault in found["violations"]
         if fault["impact"] in ("serious", "critical")
     ]
     assert faults == []
+
+
+def test_a_run_without_recorded_steps_has_a_sound_page(opened: OpenPage, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", job_of(tmp_path / "run", steps=8))
+    for name in ("trace.json", "plans.jsonl", "metrics.jsonl"):
+        (run / name).unlink()
+        page = opened(path=write_report(run, tmp_path / f"{name}.html"))
+        expect(page.locator("#timeline")).to_contain_text("No step was recorded")
+        expect(page.locator("#theme")).to_have_text("Dark colours")
 
 
 def test_keys_zoom_move_and_show_the_whole_step(opened: OpenPage) -> None:
