@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from disagg_train.boundary.of_job import job_graph
@@ -56,13 +56,16 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
 def page_of(run: RunFolder) -> str:
     """Return the page of a run as HTML."""
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(_resource),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.globals["zip"] = zip
     environment.filters |= {"seconds": seconds, "percent": "{:.1%}".format}
-    template = environment.from_string(_resource("page.html"))
     recorded, curves = analyse(run), charts(run.records, run.evaluations)
-    return template.render(
+    return environment.get_template("page.html").render(
         _view(run, recorded),
         charts=curves,
         style=Markup(_resource("page.css")),

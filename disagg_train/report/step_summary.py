@@ -205,16 +205,21 @@ def _sentence(
 
 
 def causes_in_words(rank: RankSummary, names: Mapping[int, str]) -> str:
-    """Return the main causes of a rank's idle time."""
-    parts = [
-        _cause_in_words(rank.place, cause, spent_s, names)
-        for cause, spent_s in rank.causes[:_NAMED]
-        if spent_s > _WORTH_NAMING * rank.idle_s
-    ]
+    """Return the main causes of a rank's idle time; ranks that did the same are named as one."""
+    found: dict[tuple[bool, str], list[tuple[float, int]]] = defaultdict(list)
+    for (place, what), spent_s in rank.causes:
+        found[place == rank.place, what].append((spent_s, place))
+    main = sorted(found.items(), key=lambda item: -sum(spent_s for spent_s, _ in item[1]))
+    parts = []
+    for (is_own, what), spent in main[:_NAMED]:
+        total_s = sum(spent_s for spent_s, _ in spent)
+        who = "it" if is_own else _named([place for _, place in spent], names)
+        if total_s > _WORTH_NAMING * rank.idle_s:
+            parts.append(f"{seconds(total_s)} while {who} {what}")
     return "; ".join(parts) or "nothing that stands out"
 
 
-def _cause_in_words(place: int, cause: Cause, spent_s: float, names: Mapping[int, str]) -> str:
-    other, what = cause
-    who = "it" if other == place else names[other]
-    return f"{seconds(spent_s)} while {who} {what}"
+def _named(places: Sequence[int], names: Mapping[int, str]) -> str:
+    """Return the first rank's name, and how many others there are."""
+    others = len(places) - 1
+    return names[places[0]] + (f" and {others} more" if others else "")

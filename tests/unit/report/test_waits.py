@@ -5,7 +5,7 @@ import pytest
 from disagg_train.metrics.records import RankReport, Span
 from disagg_train.metrics.trace import START_STEP
 from disagg_train.report.blame import BETWEEN, NOT_BEGUN, Blame
-from disagg_train.report.step_summary import summarise
+from disagg_train.report.step_summary import RankSummary, causes_in_words, summarise
 from disagg_train.report.waits import Senders, StepTimeline, timeline_of
 from disagg_train.schedule.graph import Edge, StageGraph, StageNode
 
@@ -136,6 +136,15 @@ def test_a_summary_names_the_slowest_rank_and_why_the_idlest_idled() -> None:
     )
     assert summary.ranks[0].held_up_s == pytest.approx(7 + 1 + 8)
     assert "for microbatch 0 from encoders/0" in summary.waits[1].text
+
+
+def test_causes_are_added_up_over_ranks_that_did_the_same() -> None:
+    rank = RankSummary(
+        2, 0, 0, 0, 0, 10.0, 0, [((0, "ran"), 4.0), ((1, "ran"), 3.0), ((3, "sent"), 3.0)]
+    )
+    assert causes_in_words(rank, NAMES) == (
+        "7 s while encoders/0 and 1 more ran; 3 s while language/1 sent"
+    )
 
 
 def test_a_step_without_spans_has_no_length() -> None:
