@@ -3,8 +3,12 @@
 Ray exports them as ``ray_disagg_train_...`` every 10 s. Counts of rare events (restarts, skipped
 samples) are gauges of the run's total so far: a counter of Ray's does not exist before it is first
 raised, so that Prometheus would miss the first restart.
+
+Ray forgets a gauge that was not set for two of its export intervals, and a step may take longer,
+or come late after a failure. So all of them are set again and again until the run ends.
 """
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +18,8 @@ from disagg_train.metrics.measures import Measures, evaluation_scalars
 from disagg_train.metrics.records import Evaluation
 
 _PREFIX = "disagg_train_"
+_AGAIN_S = 1.0
+"""Ray exports every 10 s unless told otherwise, and never more often than this."""
 _STEP_TIMES_S = [0.05, 0.1, 0.2, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 300, 600]
 """From a demo on a laptop to the largest jobs; closest where most jobs are."""
 
@@ -53,6 +59,8 @@ class RayMetrics:
 
     def __init__(self, run: str) -> None:
         self._tags = {"run": run}
+        self._shown: dict[tuple[int, tuple[tuple[str, str], ...]], tuple[Any, float]] = {}
+        self._ended, self._lock = threading.Event(), threading.Lock()
         self._gauges = {name: self._gauge(name, text) for name, text in _OF_THE_RUN.items()}
         self._modules = {
             name: self._gauge(name, text, "module") for name, text in _OF_A_MODULE.items()
@@ -66,6 +74,7 @@ class RayMetrics:
         ).set_default_tags(self._tags)
         self._steps = self._counter("steps", "Steps run, those that ran again included")
         self._tokens = self._counter("tokens", "Tokens of the LLM's streams, of all steps run")
+        threading.Thread(target=self._keep_showing, name="metrics", daemon=True).start()
 
     def _gauge(self, name: str, text: str, *more_tags: str) -> Any:
         gauge = Gauge(f"{_PREFIX}{name}", text, ("run", *more_tags))
@@ -75,6 +84,17 @@ class RayMetrics:
         counter = Counter(f"{_PREFIX}{name}_total", text, ("run",))
         return counter.set_default_tags(self._tags)
 
+    def _show(self, gauge: Any, value: float, **tags: str) -> None:
+        with self._lock:
+            self._shown[id(gauge), tuple(tags.items())] = gauge, value
+            gauge.set(value, tags)
+
+    def _keep_showing(self) -> None:
+        while not self._ended.wait(_AGAIN_S):
+            with self._lock:
+                for (_, tags), (gauge, value) in self._shown.items():
+                    gauge.set(value, dict(tags))
+
     def add_step(self, measures: Measures) -> None:
         """Set all metrics to a step's."""
         record = measures.record
@@ -83,26 +103,27 @@ class RayMetrics:
         self._tokens.inc(max(record.num_tokens, 1))
         for name, value in _of_the_run(measures):
             if value is not None:
-                self._gauges[name].set(value)
+                self._show(self._gauges[name], value)
         for name, module, value in _of_modules(measures):
-            self._modules[name].set(value, {"module": module})
+            self._show(self._modules[name], value, module=module)
         for boundary, load in measures.boundary_gbytes_per_s.items():
-            self._loads.set(load, {"boundary": boundary})
+            self._show(self._loads, load, boundary=boundary)
         for queue, length in measures.standing.queues.items():
-            self._queues.set(length, {"queue": queue})
+            self._show(self._queues, length, queue=queue)
 
     def add_evaluation(self, evaluation: Evaluation) -> None:
         """Set the scores to an evaluation's."""
         for name, value in evaluation_scalars(evaluation).items():
-            self._scores.set(value, {"score": name.rpartition("/")[2]})
+            self._show(self._scores, value, score=name.rpartition("/")[2])
 
     def rewind(self, steps_done: int) -> None:
         """Show how many steps are left; all else stays until a step is done."""
-        self._gauges["step"].set(steps_done)
+        self._show(self._gauges["step"], steps_done)
 
     def close(self, ok: bool) -> None:
-        """Do nothing: Ray drops the metrics of a process with the process."""
+        """Leave the gauges to be forgotten; counters stay as long as the process."""
         del ok
+        self._ended.set()
 
 
 def _of_the_run(measures: Measures) -> Iterator[tuple[str, float | None]]:

@@ -23,6 +23,7 @@ import yaml
 from disagg_train.config.load import load_job, save_job
 from tests.parity.jobs import small_job
 from tests.ray.monitored import ON_GPUS
+from tests.ray.ray_head import ray_head
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -44,7 +45,6 @@ class Monitored:
     """What was seen of a run while it trained, and what it left."""
 
     output: Path
-    ray_logs: Path
     missing: list[str]
     scraped: str
     printed: str
@@ -66,28 +66,25 @@ def monitored(folder: Path) -> Monitored:
         assert os.environ.get("CI") != "true", "CI needs Debian's package prometheus"
         pytest.skip("Debian's package prometheus is not installed")
     _write_job(folder)
-    metrics, web = _free_port(), _free_port()
+    web = _free_port()
     out, err = folder / "out.txt", folder / "err.txt"
-    environment = {**os.environ, **_SECRETS, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.ray.monitored", str(folder), str(metrics)]
+    of_ray = {"RAY_TMPDIR": str(folder / "ray"), "RAY_AUTH_MODE": "disabled"}
+    of_ray |= {"RAY_worker_niceness": "0", "RAY_metrics_report_interval_ms": "1000"}
+    environment = {**os.environ, **_SECRETS, **of_ray, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.ray.monitored", str(folder)]
     with (
         out.open("w") as to_out,
         err.open("w") as to_err,
+        ray_head(folder / "ray", 4, {**of_ray, **_SECRETS}),
         _ended(subprocess.Popen(command, env=environment, stdout=to_out, stderr=to_err)) as run,
         _ended(_prometheus(folder, web)),
     ):
         missing = _missing(web, run, err)
-        scraped = _get(f"http://127.0.0.1:{metrics}/metrics")
+        scraped = _scraped(folder)
         run.send_signal(signal.SIGTERM)
         status = run.wait(_END_S)
-    return Monitored(
-        folder / "run",
-        folder / "ray",
-        missing,
-        scraped,
-        out.read_text() + err.read_text(),
-        status,
-    )
+    printed = out.read_text() + err.read_text()
+    return Monitored(folder / "run", missing, scraped, printed, status)
 
 
 def _write_job(folder: Path) -> None:
@@ -193,6 +190,13 @@ def _has_data(port: int, query: str) -> bool:
 def _get(address: str) -> str:
     with urllib.request.urlopen(address, timeout=_ANSWER_S) as answer:
         return str(answer.read().decode())
+
+
+def _scraped(folder: Path) -> str:
+    """Return all that Ray tells Prometheus to scrape."""
+    listed = folder / "ray" / "prom_metrics_service_discovery.json"
+    targets = [each for entry in json.loads(listed.read_text()) for each in entry["targets"]]
+    return "".join(_get(f"http://{target}/metrics") for target in targets)
 
 
 def _free_port() -> int:

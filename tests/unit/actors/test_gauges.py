@@ -2,6 +2,9 @@
 
 import json
 import re
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +16,7 @@ from tests.unit.metrics.steps import evaluation, measures, record
 
 _ROOT = Path(__file__).parents[3]
 _DASHBOARD = _ROOT / "deploy" / "grafana" / "disagg_train.json"
+_WAIT_S = 30.0
 _OF_PROMETHEUS = r"(_bucket|_sum|_count)$"
 
 
@@ -45,10 +49,19 @@ class _Metric:
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, _Metric]:
+    """Return all metrics that come to be made, each set only when a test sets it."""
+    monkeypatch.setattr(gauges, "_AGAIN_S", 3600.0)
     monkeypatch.setattr(_Metric, "made", {}, raising=False)
     for kind in ("Counter", "Gauge", "Histogram"):
         monkeypatch.setattr(gauges, kind, _Metric)
     return _Metric.made
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    until_s = time.monotonic() + _WAIT_S
+    while not holds():
+        assert time.monotonic() < until_s
+        time.sleep(0.001)
 
 
 def _values(made: dict[str, _Metric], name: str) -> dict[tuple[str, ...], list[float]]:
@@ -99,6 +112,24 @@ def test_steps_that_are_taken_back_are_not_done(made: dict[str, _Metric]) -> Non
     metrics.add_step(measures(5))
     metrics.rewind(2)
     assert _values(made, "step") == {(): [6, 2]}
+
+
+def test_gauges_are_set_again_until_the_run_ends(
+    made: dict[str, _Metric], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gauges, "_AGAIN_S", 0.001)
+    before = set(threading.enumerate())
+    metrics = gauges.RayMetrics("digits")
+    (thread,) = set(threading.enumerate()) - before
+    metrics.add_step(measures(4))
+    metrics.add_evaluation(evaluation(5))
+    of_step, of_score = _values(made, "step"), _values(made, "evaluation")
+    wait_until(lambda: len(of_step[()]) > 3 and len(of_score["loss",]) > 3)
+    metrics.close(ok=True)
+    thread.join(_WAIT_S)
+    assert not thread.is_alive()
+    assert set(of_step[()]) == {5}
+    assert _values(made, "steps_total") == {(): [1.0]}
 
 
 def test_the_dashboard_asks_for_what_there_is(made: dict[str, _Metric]) -> None:
