@@ -37,15 +37,18 @@ def main(folder: str) -> None:
 
 
 def placed() -> dict[str, list[str]]:
-    """Return the label of each rank's node, by group."""
+    """Return the label of each bundle's node, by group."""
     job = load_job(JOB)
     resources, _ = rank_resources(job, ray.cluster_resources())
     cluster = Cluster(job, resources)
     label_of = {node["NodeID"]: node["Labels"].get(GROUP_LABEL, "") for node in ray.nodes()}
-    tables = (entry["bundles_to_node_id"] for entry in placement_group_table().values())
-    labels = {len(nodes): [label_of[node] for node in nodes.values()] for nodes in tables}
-    del cluster
-    return {name: labels[group.ranks] for name, group in job.groups.items()}
+    return {
+        name: [
+            label_of[node]
+            for node in placement_group_table(placed.group)["bundles_to_node_id"].values()
+        ]
+        for name, placed in cluster._placed.items()
+    }
 
 
 if __name__ == "__main__":
