@@ -56,7 +56,8 @@ class TrainingProgress:
     def _is_due(self, steps_done: int) -> bool:
         silent_s = self._clock() - self._said_s
         is_long_silent = silent_s >= _SILENCE_S and not self._console.is_terminal
-        return is_long_silent or steps_done % max(self._steps // _LINES, 1) == 0
+        is_tenth = steps_done % max(self._steps // _LINES, 1) == 0
+        return is_tenth or is_long_silent or steps_done == self._steps
 
     def say(self, *texts: str) -> None:
         """Print lines above the bar."""
