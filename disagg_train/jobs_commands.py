@@ -56,19 +56,13 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _list(server: "JobServer") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from disagg_train.submission.report import COLUMNS, rows
+    from disagg_train.submission.report import table
 
     ours = [state for state in server.jobs() if state.is_ours]
     if not ours:
         print(f"no job was submitted to {server.address} by disagg-train")
         return
-    table = Table(*COLUMNS, box=None)
-    for row in rows(ours, time.time()):
-        table.add_row(*row)
-    Console().print(table, markup=False, highlight=False, soft_wrap=True)
+    print("\n".join(table(ours, time.time())))
 
 
 def _describe(server: "JobServer", job_id: str) -> None:

@@ -61,7 +61,8 @@ class TrainingProgress:
 
     def _is_due(self, steps_done: int) -> bool:
         is_long_silent = self._clock() - self._said_s >= _SILENCE_S and not self._shows_bar
-        return is_long_silent or steps_done % max(self._steps // _LINES, 1) == 0
+        is_tenth = steps_done % max(self._steps // _LINES, 1) == 0
+        return is_tenth or is_long_silent or steps_done == self._steps
 
     def say(self, *texts: str) -> None:
         """Print lines above the bar."""

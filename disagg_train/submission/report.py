@@ -68,6 +68,16 @@ def rows(states: Iterable[JobState], now_s: float) -> list[tuple[str, ...]]:
     ]
 
 
+def table(states: Iterable[JobState], now_s: float) -> list[str]:
+    """Return the lines of a table of jobs; ids stay whole, however narrow a terminal is."""
+    cells = [COLUMNS, *rows(states, now_s)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
+
+
 def details(state: JobState, log: LogReader, now_s: float) -> list[tuple[str, str]]:
     """Return what is known of one job, with a name for each; no value of a variable."""
     exit_code = "" if state.exit_code is None else f", exit code {state.exit_status}"

@@ -88,12 +88,12 @@ def test_the_time_left_of_a_resumed_run_is_that_of_its_own_steps() -> None:
     assert sum(sample.completed for sample in task._progress) == 2
 
 
-def _lines(seconds_per_step: float, terminal: bool) -> list[int]:
-    """Return after which of 1000 steps a line was printed."""
+def _lines(seconds_per_step: float, terminal: bool, steps: int = 1000) -> list[int]:
+    """Return after which steps a line was printed."""
     now_s, out, printed = 0.0, io.StringIO(), []
     console = Console(file=out, force_terminal=terminal)
-    progress = TrainingProgress(console, 1000, lambda: now_s)
-    for step in range(1000):
+    progress = TrainingProgress(console, steps, lambda: now_s)
+    for step in range(steps):
         before = out.tell()
         progress.update(record(step), [])
         printed += [step + 1] if out.tell() > before else []
@@ -111,3 +111,7 @@ def test_a_slow_run_without_a_terminal_prints_every_half_minute() -> None:
     printed = _lines(7.0, terminal=False)
     assert max(b - a for a, b in zip(printed, printed[1:], strict=False)) == 5
     assert _lines(7.0, terminal=True) == list(range(100, 1001, 100))
+
+
+def test_the_last_step_is_always_printed() -> None:
+    assert _lines(0.01, terminal=True, steps=23) == [*range(2, 23, 2), 23]

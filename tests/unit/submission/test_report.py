@@ -8,7 +8,7 @@ from rich.console import Console
 
 from disagg_train.metrics.progress import TrainingProgress
 from disagg_train.submission.log import LogReader, read_log
-from disagg_train.submission.report import COLUMNS, conclusion, details, is_saved, rows
+from disagg_train.submission.report import COLUMNS, conclusion, details, is_saved, rows, table
 from disagg_train.submission.request import STOP_WAIT
 from disagg_train.submission.state import JobState
 from tests.unit.metrics.steps import record
@@ -115,6 +115,13 @@ def test_the_table_has_the_newest_job_first() -> None:
     )
     assert last[0] == "older"
     assert last[3:] == ("3", last[4], "1 d 0:59:50")
+
+
+def test_ids_stay_whole_in_the_table() -> None:
+    job_id = "a-job-of-a-long-name-" * 5 + "20261122-102432-9d20"
+    head, first, last = table([replace(_RUNNING, job_id=job_id), _FAILED], now_s=1007.5)
+    assert first.split()[0] == job_id
+    assert last.index("FAILED") == first.index("RUNNING") == head.index("status")
 
 
 def test_one_job_is_told_with_its_step_and_the_names_of_its_variables() -> None:
