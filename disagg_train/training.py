@@ -127,7 +127,7 @@ class TrainingRun:
         """Return what people should know, and has not been returned before."""
         notes, self._notes = self._notes + self._keeper.notes, []
         self._keeper.notes.clear()
-        return [masked(note) for note in notes + self._sinks.take_notes()]
+        return [masked(note) for note in notes] + self._sinks.take_notes()
 
     def steps(self) -> Iterator[StepRecord]:
         """Train to the end; yield a record after every step.
