@@ -134,7 +134,7 @@ class TrainingRun:
         """Return what people should know, and has not been returned before."""
         notes, self._notes = self._notes + self._keeper.notes, []
         self._keeper.notes.clear()
-        return [masked(note) for note in notes + self._sinks.take_notes()]
+        return [masked(note) for note in notes] + self._sinks.take_notes()
 
     def _tell(
         self, text: str, level: int = logging.INFO, group: str | None = None, rank: int = -1

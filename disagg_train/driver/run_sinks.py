@@ -123,7 +123,7 @@ class RunSinks:
         """Return what people should know, and has not been returned before."""
         notes, self._notes = self._notes, []
         notes += [note for sink in self._sinks for note in sink.take_notes()]
-        return notes
+        return [masked(note) for note in notes]
 
     def close(self, ok: bool = False) -> None:
         """End all sinks; those that hang are left alone after a while.
