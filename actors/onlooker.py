@@ -14,7 +14,7 @@ from actors.cluster import RayConnection
 from disagg_train.errors import ClusterError
 from disagg_train.metrics.board import News, RunFacts
 
-_ANSWER_S, _POLL_S = 10.0, 0.1
+_START_S, _ANSWER_S, _POLL_S = 60.0, 10.0, 0.1
 
 
 class Onlooker:
@@ -35,7 +35,7 @@ class Onlooker:
         self._reader, self._seen = uuid.uuid4().hex, News()
         try:
             self._board = _found(name, wait_s)
-            self.facts: RunFacts = ray.get(self._board.facts.remote(), timeout=_ANSWER_S)
+            self.facts = _facts(name, self._board)
         except BaseException:
             self.close()
             raise
@@ -83,6 +83,17 @@ def _connect(address: str) -> None:
         raise ClusterError(
             f"no Ray cluster at {address!r}: {error}; name its address, as HOST:PORT"
         ) from None
+
+
+def _facts(name: str, board: Any) -> RunFacts:
+    try:
+        facts: RunFacts = ray.get(board.facts.remote(), timeout=_START_S)
+    except RayError as error:
+        raise ClusterError(
+            f"the run named {name!r} did not answer in {_START_S:g} s, or ended just now "
+            f"({type(error).__name__}); try again"
+        ) from None
+    return facts
 
 
 def _found(name: str, wait_s: float) -> Any:

@@ -50,7 +50,8 @@ def test_who_is_attached_sees_every_step_and_how_the_run_ended(facts: RunFacts) 
             assert next(seen).step == 0
             announcer.tell([_record(1)], [])
             assert next(seen).step == 1
-            announcer.close("finished")
+            board = ray.get_actor("looked-at", namespace=NAMESPACE)
+            ray.get(board.finish.remote("finished"), timeout=_ANSWER_S)
             assert list(seen) == []
             assert run.state == "finished"
             assert list(run.step_stats.index) == [0, 1]
