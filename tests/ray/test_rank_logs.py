@@ -52,7 +52,7 @@ def test_each_ranks_output_is_in_its_file_while_it_has_the_job(
         actors = _have_all_write(session, "once more")
     with pool.session(JOB, logs=second) as session:
         assert set(_have_all_write(session, "of the second")) == set(actors)
-    ray.get([actor.__ray_call__.remote(_write, "without") for actor in actors], timeout=WAIT_S)
+    ray.get([actor.__ray_call__.remote(_write, "of no job") for actor in actors], timeout=WAIT_S)
     for place, (group, rank) in enumerate(RANKS):
         mine, other = _kept(first)[place], _kept(second)[place]
         for how in ("printed", "written", "in C"):
@@ -61,7 +61,7 @@ def test_each_ranks_output_is_in_its_file_while_it_has_the_job(
             assert other.count(f"{how} of the second {place}\n") == 1
         assert mine.count("==== ") == 2
         assert mine.count(f"group={group} rank={rank} step=0 set up") == 2
-        assert "of the second" not in mine and "without" not in mine + other
+        assert "of the second" not in mine and "of no job" not in mine + other
 
 
 def test_ranks_that_cannot_write_are_named_once_and_train_all_the_same(
