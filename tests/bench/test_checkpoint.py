@@ -4,7 +4,7 @@ import pytest
 
 from disagg_train.bench.checkpoint import CheckpointResult, run_checkpoint
 
-pytestmark = [pytest.mark.bench, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
 
 _BLOCKS, _LAYERS = 3, 1
 

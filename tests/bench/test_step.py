@@ -6,10 +6,9 @@ from disagg_train.bench.jobs import disjoint_job
 from disagg_train.bench.pipeline import PipelineResult, run_pipeline
 from disagg_train.bench.step import StepResult, run_step
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
 
 _BLOCKS = 20
-_TOO_LONG_FOR_CI = pytest.mark.soak  # six minutes
 
 
 @pytest.fixture(scope="module")
@@ -22,24 +21,17 @@ def pipeline() -> PipelineResult:
     return run_pipeline(_BLOCKS)
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("disjoint", marks=pytest.mark.bench),
-        pytest.param("pipeline", marks=_TOO_LONG_FOR_CI),
-    ]
-)
+@pytest.fixture(params=["disjoint", "pipeline"])
 def step(request: pytest.FixtureRequest) -> StepResult:
     measured = request.getfixturevalue(request.param)
     return measured.step if isinstance(measured, PipelineResult) else measured
 
 
-@pytest.mark.bench
 def test_the_step_is_measured_in_enough_blocks(disjoint: StepResult, keep) -> None:
     keep("step", disjoint.as_dict())
     assert disjoint.blocks >= 20
 
 
-@_TOO_LONG_FOR_CI
 def test_the_pipeline_is_measured_in_enough_blocks(pipeline: PipelineResult, keep) -> None:
     keep("pipeline", pipeline.as_dict())
     assert pipeline.step.blocks >= 20
@@ -58,7 +50,6 @@ def test_ranks_are_idle_between_ops_for_no_more_than_three_percent(step: StepRes
     assert step.dead_time_fraction <= 0.03, step
 
 
-@_TOO_LONG_FOR_CI
 def test_our_pipeline_is_no_more_than_five_percent_slower_than_megatrons(
     pipeline: PipelineResult,
 ) -> None:
