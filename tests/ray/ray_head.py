@@ -1,4 +1,4 @@
-"""A Ray head of its own, as ``ray start`` makes it: with a dashboard, on free ports."""
+"""A Ray cluster of its own, as ``ray start`` makes it: a head with a dashboard, and nodes."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -28,31 +28,52 @@ _PORTS = (
 
 
 @contextmanager
-def ray_head(folder: Path, num_cpus: int, environment: dict[str, str]) -> Iterator[str]:
+def ray_head(
+    folder: Path, num_cpus: int, environment: dict[str, str], pools: Sequence[str] = ()
+) -> Iterator[str]:
     """Yield the address of the dashboard of a head that ends with the context.
 
     Args:
         folder: for all of Ray's files; a short path, as sockets lie in it.
-        num_cpus: that the node offers.
+        num_cpus: that the head offers.
         environment: on top of this process's.
+        pools: a node of one CPU joins for each, with the label ``pool``; they may come late.
     """
     ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+    env = {**os.environ, "RAY_TMPDIR": str(folder), **environment}
     command = [
-        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-        *("--node-ip-address=127.0.0.1", "--include-dashboard=true", "--disable-usage-stats"),
-        *(f"--num-cpus={num_cpus}", f"--temp-dir={folder}"),
-        *("--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=100000000"),
+        *("--head", f"--num-cpus={num_cpus}", f"--temp-dir={folder}"),
+        *("--include-dashboard=true", "--disable-usage-stats"),
         *(f"--{name}={port}" for name, port in ports.items()),
     ]
-    env = {**os.environ, "RAY_TMPDIR": str(folder), **environment}
-    with (folder / "start.log").open("w") as log:
-        head = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
     address = f"http://127.0.0.1:{ports['dashboard-port']}"
-    try:
+    with ExitStack() as started:
+        head = started.enter_context(_node(folder / "start.log", env, command))
         _await(address, head, folder / "start.log")
+        for pool in pools:
+            joining = [f"--address=127.0.0.1:{ports['port']}", "--num-cpus=1"]
+            labelled = [*joining, f"--labels=pool={pool}"]
+            started.enter_context(_node(folder / f"{pool}.log", env, labelled))
         yield address
+
+
+@contextmanager
+def _node(
+    log: Path, environment: dict[str, str], options: Sequence[str]
+) -> "Iterator[subprocess.Popen[bytes]]":
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
+        *("--node-ip-address=127.0.0.1", "--object-store-memory=100000000"),
+        *("--min-worker-port=0", "--max-worker-port=0", *options),
+    ]
+    with log.open("w") as to:
+        node = subprocess.Popen(
+            command, env=environment, stdout=to, stderr=to, start_new_session=True
+        )
+    try:
+        yield node
     finally:
-        _end(head)
+        _end(node)
 
 
 def _await(address: str, head: "subprocess.Popen[bytes]", log: Path) -> None:
@@ -70,13 +91,13 @@ def _await(address: str, head: "subprocess.Popen[bytes]", log: Path) -> None:
     raise AssertionError(f"no dashboard in {_START_S:g} s: {log.read_text()}")
 
 
-def _end(head: "subprocess.Popen[bytes]") -> None:
-    """End the head as ``ray start --block`` ends: with all processes that it started."""
-    head.terminate()
+def _end(node: "subprocess.Popen[bytes]") -> None:
+    """End a node as ``ray start --block`` ends: with all processes that it started."""
+    node.terminate()
     try:
-        head.wait(_STOP_S)
+        node.wait(_STOP_S)
     except subprocess.TimeoutExpired:
-        os.killpg(head.pid, signal.SIGKILL)
+        os.killpg(node.pid, signal.SIGKILL)
 
 
 def _free_ports(count: int) -> list[int]:

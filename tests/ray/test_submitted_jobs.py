@@ -1,4 +1,7 @@
-"""Jobs are submitted to a real Ray head with a token, followed, stopped, and gone on with."""
+"""Jobs on a real Ray cluster of three nodes, with a token: submitted, followed, stopped, resumed.
+
+The head has no room for ranks, and each of the other nodes for one, of the group that it is for.
+"""
 
 import json
 import os
@@ -73,8 +76,10 @@ def head() -> Iterator[Head]:
         }
         job = small_job({}, {}, steps=100_000).model_dump(mode="json")
         job["output"] = str(folder / "run")
+        for name, group in job["groups"].items():
+            group["labels"] = {"pool": name}
         (folder / "job.yaml").write_text(yaml.safe_dump(job))
-        with ray_head(folder, 2, environment) as address:
+        with ray_head(folder, 0, environment, pools=tuple(job["groups"])) as address:
             yield Head(address, folder, environment)
 
 
