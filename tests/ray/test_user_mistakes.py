@@ -49,5 +49,5 @@ class TestBeforeAnyActorStarts:
     def test_a_busy_cluster_names_the_group_at_the_deadline(self, pool: object) -> None:
         degrees = ("groups.encoders.ranks=4", "modules.vision.parallel.dp=4")
         job = job_with("deadlines.placement_s=1.5", *degrees)
-        with pytest.raises(ClusterError, match=r"group '\w+' was not placed in 1\.5 s.* free"):
+        with pytest.raises(ClusterError, match=r"(?s)group '\w+' was not placed in 1\.5 s.* free"):
             next(Trainer(job).fit())
