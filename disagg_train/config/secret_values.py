@@ -30,6 +30,8 @@ _ISSUED = re.compile(f"{_PRIVATE_KEY}|{_IN_ADDRESS}|{_TOKEN}")
 """Begins of the tokens of well-known issuers, private keys, and addresses with a password."""
 _WHOLE = re.compile(rf"(?s:{_PRIVATE_KEY}.*)|{_TOKEN}[\w.+/=-]*|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
 
+MASK = "***"
+"""What stands in a secret's place."""
 _SHORTEST = 8
 """Characters of a secret that is looked for in texts; shorter ones are in many words."""
 _HEX = re.compile(r"[0-9a-fA-F]{32,}")
@@ -56,8 +58,8 @@ def masked(text: str) -> str:
     """Return a text without the secrets of this process's environment, nor any of known forms."""
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and is_secret_name(name):
-            text = text.replace(value, "***")
-    return _WHOLE.sub("***", text)
+            text = text.replace(value, MASK)
+    return _WHOLE.sub(MASK, text)
 
 
 def masked_content(content: Any) -> Any:

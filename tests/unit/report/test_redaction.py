@@ -2,22 +2,22 @@
 
 import pytest
 
-from disagg_train.report.redaction import HIDDEN, Redaction
+from disagg_train.config.secret_values import MASK
+from disagg_train.report.redaction import Redaction
 
 
 @pytest.mark.parametrize(
-    "secret",
+    ("secret", "shown"),
     [
-        "hf_abcdefghijklmnopqrstuv",
-        "s3://user:hunter22@bucket/data",
-        "0123456789abcdef0123456789abcdef",
-        "eyJhbGciOiJI.eyJzdWIiOiIx.c2ln",
+        ("hf_abcdefghijklmnopqrstuv", MASK),
+        ("s3://user:hunter22@bucket/data", f"s3://{MASK}@bucket/data"),
+        ("0123456789abcdef0123456789abcdef", MASK),
+        ("eyJhbGciOiJI.eyJzdWIiOiIx.c2ln", MASK),
     ],
 )
-def test_what_looks_like_a_secret_is_hidden(secret: str) -> None:
-    found = Redaction([])(f"cannot read '{secret}', access denied")
-    assert secret not in found
-    assert found == f"cannot read '{HIDDEN}', access denied"
+def test_what_looks_like_a_secret_is_hidden(secret: str, shown: str) -> None:
+    found = Redaction()(f"cannot read '{secret}', access denied")
+    assert found == f"cannot read '{shown}', access denied"
 
 
 def test_known_values_are_hidden_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,9 +25,10 @@ def test_known_values_are_hidden_wherever_they_stand(monkeypatch: pytest.MonkeyP
     job = {
         "data": {"options": {"api_key": "plain-looking", "path": "/data"}},
         "kubernetes": {"env": {"PROXY": "proxy.example:3128"}},
+        "groups": {"language": {"environment": {"NCCL_IB_HCA": "mlx5_0,mlx5_1"}}},
     }
-    text = "plain-looking open sesame proxy.example:3128 /data"
-    assert Redaction.of(job)(text) == f"{HIDDEN} {HIDDEN} {HIDDEN} /data"
+    text = "plain-looking open sesame proxy.example:3128 mlx5_0,mlx5_1 /data"
+    assert Redaction.of(job)(text) == f"{MASK} {MASK} {MASK} {MASK} /data"
 
 
 def test_other_texts_stay_as_they_are() -> None:
