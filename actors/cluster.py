@@ -24,6 +24,7 @@ from actors.agent import Agents
 from actors.bundles import Bundles, bundles_of, tp_ranks
 from actors.group import ActorGroup, locate
 from actors.nodes import Node, live_nodes
+from actors.quiet import hush_ray
 from actors.resources import ByGroup, is_counted
 from actors.scratch import ScratchFolder
 from actors.starting import Starting, numbered
@@ -59,6 +60,7 @@ class RayConnection:
         if address is None:
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: ranks are no helpers
+        hush_ray()
         if ray.is_initialized():
             return
         with _our_sigterm():
@@ -176,11 +178,14 @@ class Cluster:
 
         Ranks that share a tp group are neighbours, and so on one node.
         """
-        return {name: self._start(name, ranks, deadline_s) for name, ranks in groups.items()}
-
-    def _start(self, name: str, ranks: int, deadline_s: float) -> ActorGroup:
-        actors = [self._start_actor(name, number) for number in range(ranks)]
-        return numbered(name, actors, locate(name, actors, deadline_s))
+        started = {
+            name: [self._start_actor(name, number) for number in range(ranks)]
+            for name, ranks in groups.items()
+        }
+        return {
+            name: numbered(name, actors, locate(name, actors, deadline_s))
+            for name, actors in started.items()
+        }
 
     def _start_actor(self, name: str, number: int) -> Any:
         takes, placed = self._resources[name], self._placed[name]

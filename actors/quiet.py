@@ -1,4 +1,4 @@
-"""Keeps out of a notebook's cell what Ray prints there of its own accord."""
+"""Keeps off the terminal, and out of a notebook's cell, what Ray prints of its own accord."""
 
 import re
 

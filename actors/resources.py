@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, floor
 
+from actors.nodes import ROUNDING
 from disagg_train.config.job import JobConfig
 from disagg_train.errors import ConfigError
 
-_ROUNDING = 1e-6
 _DIGITS = 4
 """Of a GPU's parts, as Ray counts them."""
 
@@ -46,7 +46,7 @@ class Resources:
             return {"CPU": cpus}
         gpus = round(self.gpus * ranks, _DIGITS)
         if gpus > 1:
-            gpus = float(ceil(ranks / floor(1 / self.gpus + _ROUNDING)))
+            gpus = float(ceil(ranks / floor(1 / self.gpus + ROUNDING)))
         kind = {f"{_KIND}{self.accelerator}": _PART_OF_KIND} if self.accelerator else {}
         return {"GPU": gpus, "CPU": cpus} | kind
 
@@ -105,7 +105,7 @@ def _check_kinds(job: JobConfig, total: Mapping[str, float]) -> None:
 
 def _reason_for_cpus(job: JobConfig, num_gpus: float) -> str:
     needed = sum(group.ranks * group.gpus_per_rank for group in job.groups.values())
-    if needed > num_gpus + _ROUNDING and job.fallback is None:
+    if needed > num_gpus + ROUNDING and job.fallback is None:
         return f"the groups need {needed:g} GPUs and the cluster has {num_gpus:g}"
     if job.num_ranks > 1 and importlib.util.find_spec("cupy") is None:
         return "CuPy is not installed, which connects ranks on GPUs"
@@ -143,10 +143,10 @@ def capacity(job: JobConfig, resources: ByGroup, total: Mapping[str, float]) -> 
     cpus = sum(group.ranks * resources[name].cpus for name, group in job.groups.items())
     gpus = sum(group.ranks * resources[name].gpus for name, group in job.groups.items())
     room_cpus, room_gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
-    if cpus <= room_cpus + _ROUNDING and gpus <= room_gpus + _ROUNDING:
+    if cpus <= room_cpus + ROUNDING and gpus <= room_gpus + ROUNDING:
         return job.num_ranks
     one = resources[job.language.group]
-    alone = floor(room_cpus / one.cpus + _ROUNDING)
+    alone = floor(room_cpus / one.cpus + ROUNDING)
     if one.gpus:
-        alone = min(alone, floor(room_gpus) * floor(1 / one.gpus + _ROUNDING))
+        alone = min(alone, floor(room_gpus) * floor(1 / one.gpus + ROUNDING))
     return min(alone, job.num_ranks - 1)

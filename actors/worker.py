@@ -135,6 +135,8 @@ class RankActor:
         from disagg_train.engine.rank import Rank
 
         self._leave()
+        if self._failed is not None:
+            _free_models()  # while it failed, the error held its frames, and these the model
         self._failed, self._courier, self._taken = None, courier, None
         self._step_s = setup.job.deadlines.step_s
         reason = self._keep_output(setup)
@@ -245,7 +247,7 @@ class RankActor:
         if rank is not None:
             rank.close()
             del rank
-            gc.collect()  # models hold themselves in cycles, and with them their groups' threads
+            _free_models()
 
     def _ready(self) -> "Rank":
         """Return the rank.
@@ -258,6 +260,16 @@ class RankActor:
             raise BoundaryError(f"this rank failed before, during {self._failed.at}")
         assert rank is not None, "setup comes first"
         return rank
+
+
+def _free_models() -> None:
+    """Free models that nothing holds but themselves, and with them their groups' threads.
+
+    Some of their cycles Python's collector sees only once it has freed what autograd's nodes
+    shared, so it runs twice.
+    """
+    gc.collect()
+    gc.collect()
 
 
 def start_actor(

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = "Train multimodal LLMs with every module on its own layout and its own ranks."
 _INTERRUPTED, _TERMINATED = 130, 143
-_SAID_BY_RAY = "A worker died or was killed"
-"""Begin of a long text that Ray prints on stdout for every death; our report says more."""
 
 
 def script() -> NoReturn:
@@ -50,7 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
     arguments = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _stop)
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", _SAID_BY_RAY)
     _find_modules_of_ones_own()
     command: Callable[[argparse.Namespace], int] = arguments.run
     try:

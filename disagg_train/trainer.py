@@ -11,7 +11,6 @@ from rich.console import Console
 from actors.board import announcing
 from actors.cluster import RayConnection
 from actors.pool import ActorPool
-from actors.quiet import hush_ray
 from actors.session import Session, on_cluster
 from disagg_train.checkpoint.beginning import find_beginning, make_way, started_from
 from disagg_train.checkpoint.manifest import CheckpointStore
@@ -337,7 +336,6 @@ class Trainer:
         if self._ray is None:
             with deferred_signals():
                 self._ray = RayConnection(self._address, num_ranks)
-            hush_ray()
 
     def close(self) -> None:
         """Stop the Ray that this trainer started, if any."""

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from disagg_train.config.job import JobConfig
 from disagg_train.config.secret_values import masked
-from disagg_train.config.sinks import SinksConfig, WandbConfig
+from disagg_train.config.sinks import MlflowConfig, SinksConfig, WandbConfig
 from disagg_train.driver.flops import Utilization
 from disagg_train.errors import ConfigError
 from disagg_train.metrics.background import BackgroundSink, Entry
 from disagg_train.metrics.measures import Standing, measure
 from disagg_train.metrics.records import Evaluation, RankReport, StepRecord
 from disagg_train.metrics.sinks import Sink
+from disagg_train.metrics.trackers import TrackedRun
 from disagg_train.planner.step_plan import SampleSize
 
 _PATIENCE_S = {True: 30.0, False: 5.0}
@@ -145,13 +146,14 @@ class RunSinks:
 def _configured(job: JobConfig, steps_done: int) -> dict[str, OpenSink]:
     """Return what opens each sink that the job names; libraries are loaded on its thread."""
     config, output = job.sinks, Path(job.output)
+    run = TrackedRun(job.name, job.model_dump(mode="json"), output, steps_done)
     found: dict[str, OpenSink] = {}
     if config.tensorboard:
         found["tensorboard"] = partial(_tensorboard, output / "tensorboard", steps_done)
     if config.wandb is not None:
-        found["wandb"] = partial(_wandb, job, output, steps_done)
+        found["wandb"] = partial(_wandb, config.wandb, run)
     if config.mlflow is not None:
-        found["mlflow"] = partial(_mlflow, job, output, steps_done)
+        found["mlflow"] = partial(_mlflow, config.mlflow, run)
     return found
 
 
@@ -161,21 +163,13 @@ def _tensorboard(folder: Path, steps_done: int) -> Sink:
     return TensorBoard(folder, steps_done)
 
 
-def _wandb(job: JobConfig, output: Path, steps_done: int) -> Sink:
+def _wandb(about: WandbConfig, run: TrackedRun) -> Sink:
     from disagg_train.metrics.weights_and_biases import WeightsAndBiases
 
-    about = job.sinks.wandb
-    assert about is not None
-    content = job.model_dump(mode="json")
-    return WeightsAndBiases(
-        about.project, about.entity, about.mode, job.name, content, output, steps_done
-    )
+    return WeightsAndBiases(about.project, about.entity, about.mode, run)
 
 
-def _mlflow(job: JobConfig, output: Path, steps_done: int) -> Sink:
+def _mlflow(about: MlflowConfig, run: TrackedRun) -> Sink:
     from disagg_train.metrics.mlflow_runs import MlflowRun
 
-    about = job.sinks.mlflow
-    assert about is not None
-    content = job.model_dump(mode="json")
-    return MlflowRun(about.experiment, about.tracking_uri, job.name, content, output, steps_done)
+    return MlflowRun(about.experiment, about.tracking_uri, run)

@@ -221,9 +221,11 @@ class Rank:
         return inspect.full_gradients(self._stages)
 
     def close(self) -> None:
-        """Stop the loader and leave all groups."""
+        """Stop the loader, leave all groups and let go of the models."""
         self._loader.close()
         self._snapshots.close()
+        for stage in self._stages.values():
+            stage.close()
         for link in self._links.values():
             link.close()
         self._world.close()

@@ -167,6 +167,12 @@ class Stage:
         """Drop the activations of a microbatch that has no backward."""
         self._activations.pop(microbatch)
 
+    def close(self) -> None:
+        """Let go of what would keep the model in memory; nothing runs afterwards."""
+        self._activations.clear()
+        if isinstance(self.unwrapped, LanguageModel):
+            self.unwrapped.close()
+
 
 def build_stage(
     name: str,

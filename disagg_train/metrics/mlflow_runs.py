@@ -2,10 +2,9 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from disagg_train.metrics.trackers import Tracker, keep_id, known_id
+from disagg_train.metrics.trackers import TrackedRun, Tracker
 
 _TRACKER = "mlflow"
 _PARAMETERS_AT_ONCE = 100
@@ -21,42 +20,32 @@ class MlflowRun(Tracker):
     Args:
         experiment: that the run belongs to; made where there is none.
         tracking_uri: address of the server; None for MLflow's own default.
-        name: of the run.
-        content: of the job file.
-        output: folder of the run.
-        steps_done: training steps that the run has behind it.
+        run: the run.
     """
 
-    def __init__(
-        self,
-        experiment: str,
-        tracking_uri: str | None,
-        name: str,
-        content: Mapping[str, Any],
-        output: Path,
-        steps_done: int,
-    ) -> None:
+    def __init__(self, experiment: str, tracking_uri: str | None, run: TrackedRun) -> None:
         from mlflow import MlflowClient
 
         self._client = MlflowClient(tracking_uri=tracking_uri)
-        known = known_id(output, _TRACKER) if steps_done else None
+        known = run.known_id(_TRACKER)
         if known is None:
-            self._id = self._begin(experiment, name, content)
-            keep_id(output, _TRACKER, self._id)
+            self._id = self._begin(experiment, run)
+            run.keep_id(_TRACKER, self._id)
         else:
             self._id = known
             self._client.update_run(self._id, status="RUNNING")
         super().__init__(0 if known is None else self._first_missing())
 
-    def _begin(self, experiment: str, name: str, content: Mapping[str, Any]) -> str:
+    def _begin(self, experiment: str, run: TrackedRun) -> str:
         from mlflow.entities import Param
 
         found = self._client.get_experiment_by_name(experiment)
         experiment_id = (
             self._client.create_experiment(experiment) if found is None else found.experiment_id
         )
-        run_id: str = self._client.create_run(experiment_id, run_name=name).info.run_id
-        parameters = [Param(key, value[:_LONGEST_PARAMETER]) for key, value in _leaves(content)]
+        run_id: str = self._client.create_run(experiment_id, run_name=run.name).info.run_id
+        leaves = _leaves(run.content)
+        parameters = [Param(key, value[:_LONGEST_PARAMETER]) for key, value in leaves]
         for first in range(0, len(parameters), _PARAMETERS_AT_ONCE):
             self._client.log_batch(run_id, params=parameters[first : first + _PARAMETERS_AT_ONCE])
         return run_id

@@ -2,7 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from disagg_train.metrics.measures import Measures, evaluated_step, evaluation_scalars
 from disagg_train.metrics.records import Evaluation
@@ -10,17 +12,32 @@ from disagg_train.metrics.records import Evaluation
 _FOLDER = "trackers"
 
 
-def known_id(output: Path, tracker: str) -> str | None:
-    """Return the id that an earlier start of the run had at a tracker, if any."""
-    path = output / _FOLDER / tracker
-    return path.read_text().strip() if path.exists() else None
+@dataclass(frozen=True)
+class TrackedRun:
+    """What trackers are told of a run.
 
+    Args:
+        name: of the run.
+        content: of the job file.
+        output: folder of the run.
+        steps_done: training steps that the run has behind it.
+    """
 
-def keep_id(output: Path, tracker: str, run_id: str) -> None:
-    """Keep the run's id at a tracker for later starts."""
-    folder = output / _FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / tracker).write_text(f"{run_id}\n")
+    name: str
+    content: Mapping[str, Any]
+    output: Path
+    steps_done: int
+
+    def known_id(self, tracker: str) -> str | None:
+        """Return the id that an earlier start of the run had at a tracker, if it goes on there."""
+        path = self.output / _FOLDER / tracker
+        return path.read_text().strip() if self.steps_done and path.exists() else None
+
+    def keep_id(self, tracker: str, run_id: str) -> None:
+        """Keep the run's id at a tracker for later starts."""
+        folder = self.output / _FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / tracker).write_text(f"{run_id}\n")
 
 
 class Frontier:

@@ -1,11 +1,9 @@
 """A run at Weights & Biases."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
-from disagg_train.metrics.trackers import Tracker, keep_id, known_id
+from disagg_train.metrics.trackers import TrackedRun, Tracker
 
 _TRACKER = "wandb"
 
@@ -19,39 +17,26 @@ class WeightsAndBiases(Tracker):
         project: that the run belongs to.
         entity: team or user; the key's own where None.
         mode: `online`, `offline`, or what the environment says where None.
-        name: of the run.
-        content: of the job file.
-        output: folder of the run.
-        steps_done: training steps that the run has behind it.
+        run: the run.
     """
 
-    def __init__(
-        self,
-        project: str,
-        entity: str | None,
-        mode: str | None,
-        name: str,
-        content: Mapping[str, Any],
-        output: Path,
-        steps_done: int,
-    ) -> None:
+    def __init__(self, project: str, entity: str | None, mode: str | None, run: TrackedRun) -> None:
         import wandb
 
-        known = known_id(output, _TRACKER) if steps_done else None
-        run_id = known or uuid4().hex
+        run_id = run.known_id(_TRACKER) or uuid4().hex
         self._run = wandb.init(
             project=project,
             entity=entity,
             mode=mode,
-            name=name,
+            name=run.name,
             id=run_id,
             resume="allow",
-            config=dict(content),
-            dir=str(output),
+            config=dict(run.content),
+            dir=str(run.output),
             save_code=False,
             settings=wandb.Settings(console="off", disable_git=True, silent=True),
         )
-        keep_id(output, _TRACKER, run_id)
+        run.keep_id(_TRACKER, run_id)
         super().__init__(self._run.step)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:

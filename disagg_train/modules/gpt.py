@@ -7,11 +7,13 @@ leave a stage are ``[B * S, D]``, sequence by sequence.
 
 import contextlib
 from collections.abc import Mapping
+from functools import lru_cache, partial
 
 import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+from megatron.core.transformer.moe.moe_layer import MoELayer
 from torch import Tensor, nn
 
 from disagg_train.config.job import Precision
@@ -19,6 +21,9 @@ from disagg_train.config.modules import GptModule
 from disagg_train.modules.batch import PREVIOUS_STAGE, LanguageBatch
 from disagg_train.modules.cpu import cuda_means_cpu
 from disagg_train.modules.specs import layer_specs, megatron_config
+
+_MOST_LENGTHS = 32
+"""Of which rotary positions are kept."""
 
 
 class LanguageModel(nn.Module):
@@ -53,8 +58,9 @@ class LanguageModel(nn.Module):
             pg_collection=groups,
             vp_stage=vp_stage if vpp > 1 else None,
         )
+        rotary = self.gpt.rotary_pos_emb
+        _cache_by_model(rotary)
         if module.model.rope_scaling is not None:
-            rotary = self.gpt.rotary_pos_emb
             stretched = module.model.rope_scaling.model_dump()
             rotary.inv_freq = rotary._apply_scaling(rotary.inv_freq, **stretched)
 
@@ -94,6 +100,16 @@ class LanguageModel(nn.Module):
             rows //= self.groups.tp.size()
         weight = next(self.parameters())
         return weight.new_empty(rows, self.config.hidden_size)
+
+    def close(self) -> None:
+        """Let go of the last forward's graph, of which experts keep a tensor.
+
+        The hooks in it hold the model, by references that Python's collector does not see: no
+        model with experts would ever be freed.
+        """
+        for layer in self.modules():
+            if isinstance(layer, MoELayer):
+                layer.token_dispatcher = None
 
     def _run(
         self, batch: LanguageBatch, inputs: Mapping[str, Tensor], labels_BS: Tensor | None
@@ -136,3 +152,13 @@ class LanguageModel(nn.Module):
         """Megatron cuts padded positions over cp on ``cuda``, whatever the device."""
         cut = batch.packing is None and self.groups.cp.size() > 1
         return cuda_means_cpu() if cut else contextlib.nullcontext()
+
+
+def _cache_by_model(rotary: nn.Module) -> None:
+    """Give a model its own cache of rotary positions.
+
+    Megatron's is the class's: it would keep the process groups of models that are gone, and
+    with them threads that never rest.
+    """
+    uncached = partial(type(rotary).forward.__wrapped__, rotary)
+    rotary.forward = lru_cache(_MOST_LENGTHS)(uncached)

@@ -31,12 +31,12 @@ PLACED = (
     "groups.language.labels={pool: language}",
     "environment={DT_TEST_OF: job, DT_TEST_ALL: 7}",
     "groups.encoders.environment={DT_TEST_OF: encoders}",
-    "recovery.replacement_s=40",
+    "recovery.replacement_s=90",
     "device=cpu",
 )
 TRAINED = job_with(*PLACED, "train.steps=6", "deadlines.exchange_s=60")
 WIDE = job_with(*PLACED, "groups.language.ranks=4", "modules.language.parallel.dp=2")
-WAIT_S = 60.0
+WAIT_S = 120.0
 
 
 class Labelled:

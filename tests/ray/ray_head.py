@@ -37,7 +37,7 @@ def ray_head(
         folder: for all of Ray's files; a short path, as sockets lie in it.
         num_cpus: that the head offers.
         environment: on top of this process's.
-        pools: a node of one CPU joins for each, with the label ``pool``; they may come late.
+        pools: a node of one CPU joins for each, with the label ``pool``.
     """
     ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
     env = {**os.environ, "RAY_TMPDIR": str(folder), **environment}
@@ -54,6 +54,8 @@ def ray_head(
             joining = [f"--address=127.0.0.1:{ports['port']}", "--num-cpus=1"]
             labelled = [*joining, f"--labels=pool={pool}"]
             started.enter_context(_node(folder / f"{pool}.log", env, labelled))
+        for pool in pools:
+            _await_joined(folder / f"{pool}.log")
         yield address
 
 
@@ -89,6 +91,14 @@ def _await(address: str, head: "subprocess.Popen[bytes]", log: Path) -> None:
         else:
             return
     raise AssertionError(f"no dashboard in {_START_S:g} s: {log.read_text()}")
+
+
+def _await_joined(log: Path) -> None:
+    """Wait until a node says that it runs, which it does once the head knows it."""
+    until_s = time.monotonic() + _START_S
+    while "Ray runtime started" not in log.read_text():
+        assert time.monotonic() < until_s, f"not joined in {_START_S:g} s: {log.read_text()}"
+        time.sleep(_POLL_S)
 
 
 def _end(node: "subprocess.Popen[bytes]") -> None:

@@ -1,13 +1,13 @@
 """A run's files tell each step once, also after it went back or was resumed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from disagg_train.metrics.records import (
     Answer,
     BadSample,
     Evaluation,
-    ModuleTimes,
     RankReport,
     Span,
     StepRecord,
@@ -15,23 +15,11 @@ from disagg_train.metrics.records import (
 from disagg_train.metrics.run_files import RunFiles
 from disagg_train.metrics.sinks import JsonLines, read_json_lines
 from disagg_train.metrics.trace import load_trace
+from tests.unit.metrics.steps import record
 
 
 def _record(step: int, loss: float = 1.0) -> StepRecord:
-    return StepRecord(
-        step=step,
-        loss=loss,
-        grad_norm=1.0,
-        lr=0.1,
-        num_target_tokens=3,
-        num_tokens=5,
-        step_time_s=0.5,
-        skipped=False,
-        peak_boundary_bytes=0,
-        peak_activation_bytes=0,
-        modules={"vision": ModuleTimes(0.1, 0.2, 0.3, 4)},
-        bad_samples=(BadSample(7, "gone"),),
-    )
+    return replace(record(step, loss), bad_samples=(BadSample(7, "gone"),))
 
 
 def _evaluation(step: int) -> Evaluation:

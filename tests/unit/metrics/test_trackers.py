@@ -14,7 +14,7 @@ import pytest
 
 from disagg_train.metrics.mlflow_runs import MlflowRun
 from disagg_train.metrics.sinks import Sink
-from disagg_train.metrics.trackers import known_id
+from disagg_train.metrics.trackers import TrackedRun
 from disagg_train.metrics.weights_and_biases import WeightsAndBiases
 from tests.unit.metrics.steps import evaluation, measures
 
@@ -56,8 +56,12 @@ def wandb_runs(monkeypatch: pytest.MonkeyPatch) -> dict[str, _WandbRun]:
     return runs
 
 
+def _run(output: Path, steps_done: int) -> TrackedRun:
+    return TrackedRun("digits", CONTENT, output, steps_done)
+
+
 def _wandb(output: Path, steps_done: int) -> Sink:
-    return WeightsAndBiases("project", None, "offline", "digits", CONTENT, output, steps_done)
+    return WeightsAndBiases("project", None, "offline", _run(output, steps_done))
 
 
 def _interrupted(open_sink: Any, output: Path) -> None:
@@ -82,7 +86,7 @@ _SHOWN = [(0, 1.0), (1, 1.0), (2, 1.0), (3, 9.0), (4, 4.0), (5, 5.0)]
 def test_wandb_is_told_every_step_once(wandb_runs: dict[str, _WandbRun], tmp_path: Path) -> None:
     _interrupted(_wandb, tmp_path)
     ((run_id, run),) = wandb_runs.items()
-    assert known_id(tmp_path, "wandb") == run_id
+    assert _run(tmp_path, 1).known_id("wandb") == run_id
     assert run.logged == _SHOWN
     assert run.exit_codes == [1, 0]
 
@@ -153,7 +157,7 @@ def mlflow_server(monkeypatch: pytest.MonkeyPatch) -> _MlflowServer:
 
 
 def _mlflow(output: Path, steps_done: int) -> Sink:
-    return MlflowRun("experiment", None, "digits", CONTENT, output, steps_done)
+    return MlflowRun("experiment", None, _run(output, steps_done))
 
 
 def test_mlflow_is_told_every_step_once(mlflow_server: _MlflowServer, tmp_path: Path) -> None:
@@ -182,11 +186,11 @@ def test_the_real_mlflow_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     address = f"file://{tmp_path}/server"
     _interrupted(
-        lambda output, done: MlflowRun("experiment", address, "digits", CONTENT, output, done),
+        lambda output, done: MlflowRun("experiment", address, _run(output, done)),
         tmp_path,
     )
     history = mlflow.MlflowClient(address).get_metric_history(
-        known_id(tmp_path, "mlflow"), "train/loss"
+        _run(tmp_path, 1).known_id("mlflow"), "train/loss"
     )
     assert [(each.step, each.value) for each in history] == _SHOWN
 
