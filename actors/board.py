@@ -15,6 +15,7 @@ import ray
 from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from disagg_train.config.secret_values import masked
 from disagg_train.driver.signals import deferred_signals
 from disagg_train.errors import RunStopped
 from disagg_train.metrics.board import KEPT, Board, RunFacts
@@ -105,7 +106,8 @@ def announcing(facts: RunFacts, notes: list[str]) -> Iterator[Announcer]:
     try:
         yield announcer
     except BaseException as error:
-        outcome = _OUTCOMES.get(type(error)) or f"failed: {type(error).__name__}: {error}"
+        failed = f"failed: {type(error).__name__}: {error}"
+        outcome = _OUTCOMES.get(type(error)) or masked(failed)
         raise
     finally:
         with deferred_signals():

@@ -5,22 +5,11 @@ A bundle holds a whole tp group, so that its ranks share a node.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import lcm
 
 from actors.nodes import Node, num_fitting, with_group_label
 from actors.resources import Resources
 from disagg_train.config.base import divisors
 from disagg_train.config.groups import GroupConfig
-from disagg_train.config.job import JobConfig
-
-
-def tp_ranks(job: JobConfig, group: str) -> int:
-    """Return how many neighbours of a group must share a node.
-
-    As many as the largest tp group of its modules has; where their sizes do not divide one
-    another, their least common multiple.
-    """
-    return lcm(*(m.parallel.tp for m in job.modules.values() if m.group == group))
 
 
 @dataclass(frozen=True)

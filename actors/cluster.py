@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 from ray._private.state import available_resources_per_node
@@ -21,7 +21,7 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.agent import Agents
-from actors.bundles import Bundles, bundles_of, tp_ranks
+from actors.bundles import Bundles, bundles_of
 from actors.group import ActorGroup, locate
 from actors.nodes import Node, live_nodes
 from actors.quiet import hush_ray
@@ -31,6 +31,7 @@ from actors.starting import Starting, numbered
 from actors.unplaced import unplaced
 from actors.worker import start_actor
 from disagg_train.config.job import JobConfig
+from disagg_train.config.modules import tp_ranks
 from disagg_train.errors import ClusterError
 
 _POLL_S, _PLACED_POLL_S = 0.1, 1.0
@@ -53,10 +54,22 @@ class RayConnection:
         address: of a running cluster, ``auto`` for the one on this machine; None starts a
             local Ray unless this process is connected already.
         num_cpus: ranks that a local Ray must hold; on a laptop they share its cores.
+        is_passing: leave the cluster that ``address`` names once nothing of this process uses
+            it; else this process stays connected.
+
+    Raises:
+        ClusterError: there is no cluster at the address.
     """
 
-    def __init__(self, address: str | None, num_cpus: int) -> None:
+    _open: ClassVar[set["RayConnection"]] = set()
+    _is_passing: ClassVar[bool] = False
+
+    def __init__(self, address: str | None, num_cpus: int, is_passing: bool = False) -> None:
         self._folder: ScratchFolder | None = None
+        self._connect(address, num_cpus, is_passing)
+        self._open.add(self)
+
+    def _connect(self, address: str | None, num_cpus: int, is_passing: bool) -> None:
         if address is None:
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: ranks are no helpers
@@ -65,9 +78,10 @@ class RayConnection:
             return
         with _our_sigterm():
             if address is not None:
-                ray.init(address=address, log_to_driver=False)
+                _join(address)
             else:
                 self._start_local(num_cpus)
+        RayConnection._is_passing = is_passing
 
     def _start_local(self, num_cpus: int) -> None:
         self._folder = ScratchFolder()
@@ -80,11 +94,24 @@ class RayConnection:
         )
 
     def close(self) -> None:
-        """Stop the local Ray, if one was started here, and remove its files."""
+        """Stop a Ray that was started here and remove its files; leave one that is passed by."""
+        self._open.discard(self)
         if self._folder is not None:
             ray.shutdown()
             self._folder.remove()
             self._folder = None
+        elif RayConnection._is_passing and not self._open:
+            ray.shutdown()
+            RayConnection._is_passing = False
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False)
+    except ConnectionError as error:
+        raise ClusterError(
+            f"no Ray cluster at {address!r}: {error}; name its address, as HOST:PORT"
+        ) from None
 
 
 class LostCapacity(ClusterError):  # noqa: N818 - not a mistake, but news
@@ -154,7 +181,7 @@ class Cluster:
 
     def _bundles(self, name: str, ranks: int, nodes: Sequence[Node]) -> Bundles:
         about, takes = self._job.groups[name], self._resources[name]
-        return bundles_of(name, about, ranks, tp_ranks(self._job, name), takes, nodes)
+        return bundles_of(name, about, ranks, tp_ranks(self._job.modules, name), takes, nodes)
 
     def _place(self, name: str, ranks: int) -> None:
         bundles = self._bundles(name, ranks, _nodes())

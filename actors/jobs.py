@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
@@ -159,7 +160,7 @@ class RayJobs:
                     return
             except UnknownJobError:
                 raise
-            except (SubmissionError, OSError, RuntimeError) as error:
+            except (SubmissionError, OSError, RuntimeError, ClientError) as error:
                 if time.monotonic() - heard_s > _PATIENCE_S:
                     raise SubmissionError(
                         f"lost {self.address}, and with it the log of {job_id}: {error}. As long "

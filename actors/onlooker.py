@@ -30,8 +30,7 @@ class Onlooker:
     """
 
     def __init__(self, name: str, address: str, wait_s: float = 0.0) -> None:
-        self._joined = not ray.is_initialized()
-        _connect(address)
+        self._connection = RayConnection(address, num_cpus=1, is_passing=True)
         self._reader, self._seen = uuid.uuid4().hex, News()
         try:
             self._board = _found(name, wait_s)
@@ -58,31 +57,30 @@ class Onlooker:
         return news
 
     def ask_to_stop(self) -> None:
-        """Have the run end its step, save, and end; one that has ended is left alone."""
-        if not self._seen.outcome:
-            with contextlib.suppress(RayError):
-                ray.get(self._board.ask_to_stop.remote(), timeout=_ANSWER_S)
+        """Have the run end its step, save, and end; one that is known to have ended is left alone.
+
+        Raises:
+            ClusterError: it cannot be reached.
+        """
+        if self._seen.outcome:
+            return
+        try:
+            ray.get(self._board.ask_to_stop.remote(), timeout=_ANSWER_S)
+        except RayError as error:
+            raise ClusterError(
+                f"the run named {self.facts.name!r} cannot be asked ({type(error).__name__}): it "
+                f"has ended, or its node is busy or lost"
+            ) from None
 
     def close(self) -> None:
-        """Leave the cluster, if it was joined for this."""
-        if self._joined:
-            ray.shutdown()
-            self._joined = False
+        """Leave the cluster, if it was joined for this and nothing else here uses it."""
+        self._connection.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _connect(address: str) -> None:
-    try:
-        RayConnection(address, num_cpus=1)
-    except ConnectionError as error:
-        raise ClusterError(
-            f"no Ray cluster at {address!r}: {error}; name its address, as HOST:PORT"
-        ) from None
 
 
 def _facts(name: str, board: Any) -> RunFacts:

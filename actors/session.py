@@ -75,7 +75,7 @@ class Session:
         keeps_copies: bool = False,
         logs: Path | None = None,
     ) -> None:
-        self.note, self._logs = note, logs
+        self._note, self._logs = note, logs
         self._actors, self._plans = actors, StoredPlans()
         self._vaults = Vaults(job.deadlines.step_s) if keeps_copies else None
         self._said_of_output = False
@@ -93,6 +93,11 @@ class Session:
     def _take(self, job: JobConfig) -> None:
         self.job = job
         self.schedule, self._evaluation = job_schedules(job)
+
+    def take_note(self) -> str:
+        """Return what people should know and has not been returned before."""
+        note, self._note = self._note, ""
+        return note
 
     @property
     def groups(self) -> list[ActorGroup]:
@@ -148,7 +153,7 @@ class Session:
             self._said_of_output = True
             more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
             said = f"Ray keeps the output of ranks that cannot write it: {lost[0]}{more}"
-            self.note = "; ".join(filter(None, (self.note, said)))
+            self._note = "; ".join(filter(None, (self._note, said)))
 
     def _couriers(
         self, group: ActorGroup, rendezvous: Rendezvous, nodes: Collection[str]

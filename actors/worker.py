@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -24,6 +24,7 @@ from actors.beacon import Beacon, write_stacks_on_signal
 from actors.courier import Courier
 from actors.failure import cause_of
 from actors.rank_output import RankOutput
+from disagg_train.config.secret_values import mask_error, masked
 from disagg_train.engine.setup import RankSetup, StateSource
 from disagg_train.errors import BoundaryError, Cause
 from disagg_train.metrics.events import event
@@ -163,7 +164,8 @@ class RankActor:
     @ray.method(concurrency_group="inputs")
     def probe(self, plan: StepPlan) -> tuple[BadSample, ...]:
         """Load a coming step's samples while another one runs; return the bad ones."""
-        found = self._ready().probe(plan)
+        said = self._ready().probe(plan)
+        found = tuple(replace(bad, reason=masked(bad.reason)) for bad in said)
         for bad in found:
             event(f"sample {bad.key} is bad: {bad.reason}", plan.step, level=logging.WARNING)
         return found
@@ -215,10 +217,12 @@ class RankActor:
             yield
             self._tell("")
         except BaseException as error:
-            self._failed = Status(self._at, traceback.format_exc(), False, cause_of(error))
+            mask_error(error)  # only this process knows the secrets of its environment
+            stack = masked(traceback.format_exc())
+            self._failed = Status(self._at, stack, False, cause_of(error))
             said = f"failed during {self._at}: {type(error).__name__}: {error}"
             event(said, level=logging.ERROR)
-            traceback.print_exc()
+            sys.stderr.write(stack)
             with contextlib.suppress(Exception):  # the first error is the one to tell
                 self._leave()
             raise

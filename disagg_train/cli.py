@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(masked(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return _TERMINATED if isinstance(error, RunStopped) else 1
     except KeyboardInterrupt:
-        print("interrupted; all actors were ended", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return _INTERRUPTED
 
 

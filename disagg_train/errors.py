@@ -36,7 +36,7 @@ _STOPPED = "the run was asked to stop and saved a checkpoint; `resume: auto` goe
 
 
 class RunStopped(DisaggTrainError):  # noqa: N818 - not a mistake, but somebody's wish
-    """Somebody who looks on asked the run to stop; it ended its step and saved."""
+    """Somebody who looks on asked the run to stop; the text says whether it saved."""
 
     def __init__(self, why: str = _STOPPED) -> None:
         super().__init__(why)

@@ -4,12 +4,11 @@ from typing import Self
 
 from rich.console import Console
 
+from disagg_train.job_server import INTERRUPTED
 from disagg_train.metrics.progress import step_bar
 from disagg_train.submission.log import LogReader
 from disagg_train.submission.report import command, conclusion
 from disagg_train.submission.state import JobServer
-
-_INTERRUPTED = 130
 
 
 def follow(server: JobServer, job_id: str, console: Console) -> int:
@@ -40,14 +39,14 @@ def follow(server: JobServer, job_id: str, console: Console) -> int:
             f"  follow it again: {command('logs', job_id, server.address, '--follow')}\n"
             f"  stop it, saving: {command('stop', job_id, server.address)}",
         )
-        return _INTERRUPTED
+        return INTERRUPTED
     say(console, conclusion(state, log))
     return state.exit_status
 
 
 def say(console: Console, text: str) -> None:
     """Print a text as it is."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 class _Shown:

@@ -5,6 +5,7 @@ import time
 from typing import TYPE_CHECKING
 
 from disagg_train.errors import SubmissionError
+from disagg_train.job_server import INTERRUPTED, add_address, connect
 
 if TYPE_CHECKING:
     from disagg_train.submission.state import JobServer, JobState
@@ -13,7 +14,6 @@ _POLL_S = 0.5
 _SLACK_S = 30.0
 """On top of the time after which Ray kills a job that it was asked to stop."""
 _NOT_SAVED = 1
-_INTERRUPTED = 130
 
 
 def add_jobs_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -33,21 +33,11 @@ def add_jobs_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     for command in (stop, logs):
         command.add_argument("job_id", metavar="ID", help="submission id of the job")
     for command in (status, stop, logs):
-        command.add_argument(
-            "--address",
-            metavar="URL",
-            help="of the cluster's dashboard, as http://HEAD:8265; default: RAY_API_SERVER_ADDRESS",
-        )
-
-
-def _connect(address: str | None) -> "JobServer":
-    from actors.jobs import RayJobs
-
-    return RayJobs(address)
+        add_address(command)
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    server = _connect(arguments.address)
+    server = connect(arguments.address)
     if arguments.job_id is None:
         _list(server)
     else:
@@ -79,7 +69,7 @@ def _logs(arguments: argparse.Namespace) -> int:
 
     from disagg_train.following import follow
 
-    server = _connect(arguments.address)
+    server = connect(arguments.address)
     if arguments.follow:
         return follow(server, arguments.job_id, Console())
     print(server.log(arguments.job_id), end="")
@@ -90,19 +80,22 @@ def _stop(arguments: argparse.Namespace) -> int:
     from disagg_train.submission.log import read_log
     from disagg_train.submission.report import command, conclusion, is_saved
 
-    server, job_id = _connect(arguments.address), arguments.job_id
+    server, job_id = connect(arguments.address), arguments.job_id
     state = server.job(job_id)
     if state.is_over:
         print(f"job {job_id} had ended before: {state.status}")
         return 0
     told = server.stop(job_id)
+    if not state.is_ours:  # nobody knows how long it may take
+        print(f"asked job {job_id} to end; see: {command('status', job_id, server.address)}")
+        return 0
     print(f"asked job {job_id} to end its step and to save, for which it has {state.grace_s:g} s")
     try:
         state = _until_over(server, state, told)
     except KeyboardInterrupt:
         print("\nnot waited for; it is stopped all the same: ", end="")
         print(command("status", job_id, server.address))
-        return _INTERRUPTED
+        return INTERRUPTED
     log = read_log(server.log(job_id))
     print(conclusion(state, log))
     return 0 if state.status == "SUCCEEDED" or is_saved(log) else _NOT_SAVED

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from disagg_train.errors import ConfigError
+from disagg_train.job_server import INTERRUPTED, add_address, connect
 
 if TYPE_CHECKING:
     from disagg_train.submission.request import JobRequest
@@ -19,11 +20,7 @@ _PACKAGES = ("disagg_train", "actors")
 
 def add_submit_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``submit`` to what every command on a job file has."""
-    parser.add_argument(
-        "--address",
-        metavar="URL",
-        help="of the cluster's dashboard, as http://HEAD:8265; default: RAY_API_SERVER_ADDRESS",
-    )
+    add_address(parser)
     parser.add_argument("--follow", action="store_true", help="follow it to its end (see `logs`)")
     parser.add_argument(
         "--submission-id",
@@ -90,17 +87,11 @@ def submit(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "job.zip"
         write_archive(archive, files, texts.items())
-        server = _connect(arguments.address)
+        server = connect(arguments.address)
         _check_output_is_free(server, job.output)
         print(f"uploading the job file and {len(files)} files ({num_bytes / 1e6:.1f} MB)")
         _send(server, request, archive)
     return _tell(server, job_id, arguments.follow)
-
-
-def _connect(address: str | None) -> "JobServer":
-    from actors.jobs import RayJobs
-
-    return RayJobs(address)
 
 
 def _check_output_is_free(server: "JobServer", output: str) -> None:
@@ -127,7 +118,7 @@ def _send(server: "JobServer", request: "JobRequest", archive: Path) -> None:
     except KeyboardInterrupt:
         asked = command("status", request.job_id, server.address)
         print(f"\ninterrupted while it was sent; whether it runs is told by: {asked}")
-        raise SystemExit(130) from None
+        raise SystemExit(INTERRUPTED) from None
 
 
 def _tell(server: "JobServer", job_id: str, follows: bool) -> int:

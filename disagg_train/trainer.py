@@ -230,16 +230,17 @@ class Trainer:
                 open_session,
                 self._evaluate,
             )
+            save_job(run.job, self.output / "job.yaml")  # as it was made to fit
             self.records, self.evaluations = run.files.records, run.files.evaluations
             announcer.tell(self.records, self.notes)
-            with run, listed_in(self.output / "bad_samples.jsonl", self.bad):
-                try:
+            try:
+                with run, listed_in(self.output / "bad_samples.jsonl", self.bad):
                     for record in run.steps():
                         if announcer.tell([record], self._take_over(run)):
                             run.ask_to_stop()
                         yield record
-                finally:
-                    announcer.tell((), self._take_over(run))
+            finally:
+                announcer.tell((), self._take_over(run))
         self.notes += draw_run(self.output, self.records, self.evaluations, self.source)
         self._finished = True
 

@@ -4,6 +4,7 @@ The driver's loop runs steps until something fails. What happens then is here: f
 failed, make those actors anew, go back to a step of which the whole state is at hand, go on.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -144,6 +145,10 @@ class TrainingRun:
         about = group if group in self.job.groups else None
         event(text, self._steps_done, about, rank if rank >= 0 else None, level, is_note=True)
 
+    def _tell_of_session(self) -> None:
+        if note := self._session.take_note():
+            self._tell(note)
+
     def steps(self) -> Iterator[StepRecord]:
         """Train to the end; yield a record after every step.
 
@@ -154,8 +159,7 @@ class TrainingRun:
             CheckpointError: a checkpoint cannot be written.
             RunStopped: the run was asked to stop.
         """
-        if self._session.note:
-            self._tell(self._session.note)
+        self._tell_of_session()
         with self._stop as stop:
             while True:
                 try:
@@ -171,7 +175,7 @@ class TrainingRun:
                 done = self._steps_done
                 kept = f"after {done} steps; a checkpoint is saved" if done else "before any step"
                 self._tell(f"stopped {kept}")
-                stop.raise_it()
+                stop.raise_it("" if done else "the run was asked to stop before any step")
         self.files.write_trace(self._session.row_names)
         self._sinks.close(ok=True)
 
@@ -196,7 +200,8 @@ class TrainingRun:
             self._note(record, reports)
             if self._evaluates_after(record.step):
                 self._add_evaluation()
-            yield record
+            with stop.uncounted():
+                yield record
             if record.step == self._pauses_for_requests and stop.requested is None:
                 return
 
@@ -367,6 +372,7 @@ class TrainingRun:
                 lost.group,
             )
             self._renew(smaller, tuple({*groups, lost.group}), source)
+        self._tell_of_session()
         self._plans.lay_out(self.job)
         self._sinks.lay_out(self.job)
         self._drift = DriftMonitor.of(self.job)
@@ -408,12 +414,13 @@ class TrainingRun:
         return copy
 
     def close(self) -> None:
-        """End the actors and close the files."""
-        self.files.close()
-        try:
-            self._session.close()
-        finally:
-            self._sinks.close()
+        """End the actors and close the files; what was traced is kept."""
+        with contextlib.ExitStack() as ending:
+            ending.callback(self._sinks.close)
+            ending.callback(self._session.close)
+            ending.callback(self.files.close)
+            if self.files.has_new_traces:
+                self.files.write_trace(self._session.row_names)
 
     def __enter__(self) -> Self:
         return self

@@ -1,7 +1,8 @@
 """Modules of the job file: what they are, where they sit, how they are cut."""
 
-from math import isqrt
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from math import isqrt, lcm
+from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import (
     Discriminator,
@@ -69,6 +70,27 @@ class ParallelConfig(Config):
                 f"use one of {divisors(lanes)}"
             )
         return self
+
+
+class Placed(Protocol):
+    """What says how a module's ranks are placed."""
+
+    @property
+    def group(self) -> str:
+        """Name of its actor group."""
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        """Its degrees."""
+
+
+def tp_ranks(modules: Mapping[str, Placed], group: str) -> int:
+    """Return how many neighbours of a group must share a node.
+
+    As many as the largest tp group of its modules has; where their sizes do not divide one
+    another, their least common multiple.
+    """
+    return lcm(*(module.parallel.tp for module in modules.values() if module.group == group))
 
 
 class ProjectorConfig(Config):

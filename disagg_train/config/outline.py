@@ -12,10 +12,20 @@ from disagg_train.config.groups import GroupConfig
 from disagg_train.config.job import JobConfig
 from disagg_train.config.kubernetes import KubernetesConfig
 from disagg_train.config.load import refusal
+from disagg_train.config.modules import ParallelConfig
 from disagg_train.config.survival import CheckpointConfig, RecoveryConfig
 from disagg_train.errors import ConfigError
 
 _FROM_CHECKPOINT = ("missing", "unknown_kind")
+
+
+class ModuleOutline(BaseModel):
+    """The fields of a module that say how its ranks are placed; of the same names as its own."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    group: str
+    parallel: ParallelConfig = ParallelConfig()
 
 
 class JobOutline(BaseModel):
@@ -25,6 +35,7 @@ class JobOutline(BaseModel):
 
     name: str
     groups: dict[str, GroupConfig]
+    modules: dict[str, ModuleOutline]
     output: str = "runs/default"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -17,7 +17,7 @@ _CREDENTIAL = re.compile(
     r"|(api|access|private|secret)_?key|(access|auth|api|bearer|hf|hub)_?token))"
 )
 """Names of options that hold a secret whatever it looks like; not `image_token`, not `text_key`."""
-_OPTIONS = "data.options."
+_OPTIONS = re.compile(r"(data|modules\.[^.]+)\.options\.")
 
 _IN_ADDRESS = r"://[^/\s:@]*:[^/\s@]+@"
 _PRIVATE_KEY = "-----BEGIN [A-Z ]*PRIVATE KEY"
@@ -56,10 +56,20 @@ def is_random(value: str) -> bool:
 
 def masked(text: str) -> str:
     """Return a text without the secrets of this process's environment, nor any of known forms."""
-    for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and is_secret_name(name):
+    secrets = {value.strip() for name, value in os.environ.items() if is_secret_name(name)}
+    for value in sorted(secrets, key=len, reverse=True):  # one may begin as another
+        if len(value) >= _SHORTEST:
             text = text.replace(value, MASK)
     return _WHOLE.sub(MASK, text)
+
+
+def mask_error(error: BaseException | None) -> None:
+    """Mask the texts of an error, and of those that it came from, where they are."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        error.args = tuple(masked(a) if isinstance(a, str) else a for a in error.args)
+        error = error.__cause__ or error.__context__
 
 
 def masked_content(content: Any) -> Any:
@@ -95,8 +105,8 @@ def check_no_secret(content: Any, path: str = "") -> None:
 
 
 def _is_credential(path: str, value: Any) -> bool:
-    """Whether an option of a data source has a secret's name; other fields' names are ours."""
-    if not path.startswith(_OPTIONS) or not isinstance(value, str) or not value:
+    """Whether an option of a user's own class has a secret's name; other fields' names are ours."""
+    if not _OPTIONS.match(path) or not isinstance(value, str) or not value:
         return False
     return _CREDENTIAL.fullmatch(path.rpartition(".")[2]) is not None
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from disagg_train.config.job import JobConfig
-from disagg_train.config.secret_values import masked
+from disagg_train.config.secret_values import masked, masked_content
 from disagg_train.config.sinks import MlflowConfig, SinksConfig, WandbConfig
 from disagg_train.driver.flops import Utilization
 from disagg_train.errors import ConfigError
@@ -22,6 +23,12 @@ from disagg_train.planner.step_plan import SampleSize
 
 _PATIENCE_S = {True: 30.0, False: 5.0}
 """How long sinks may take to end, by whether the run came to its own end: else there is a hurry."""
+_NOT_TRACKED: dict[str, Any] = {
+    "environment": True,
+    "kubernetes": True,
+    "groups": {"__all__": {"environment"}},
+}
+"""Fields of a job that trackers are not told: variables of its processes, and of its pods."""
 OpenSink = Callable[[], Sink]
 
 
@@ -146,7 +153,8 @@ class RunSinks:
 def _configured(job: JobConfig, steps_done: int) -> dict[str, OpenSink]:
     """Return what opens each sink that the job names; libraries are loaded on its thread."""
     config, output = job.sinks, Path(job.output)
-    run = TrackedRun(job.name, job.model_dump(mode="json"), output, steps_done)
+    content = masked_content(job.model_dump(mode="json", exclude=_NOT_TRACKED))
+    run = TrackedRun(job.name, content, output, steps_done)
     found: dict[str, OpenSink] = {}
     if config.tensorboard:
         found["tensorboard"] = partial(_tensorboard, output / "tensorboard", steps_done)

@@ -22,6 +22,10 @@ Deliver = Callable[[], None]
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 _ASKED = 0
 """In a signal's place where the wish to stop came by word."""
+_TOO_LATE = (
+    "the run was asked to stop, and ended before it had saved: its step and the checkpoint took "
+    "longer than recovery.grace_s"
+)
 
 
 class Stop:
@@ -60,6 +64,17 @@ class Stop:
             self.requested, self._until_s = _ASKED, self._clock() + self._grace_s
 
     @contextlib.contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Let time pass that is not of the grace: the run is not at work."""
+        begin_s = self._clock()
+        try:
+            yield
+        finally:
+            if self.requested is not None:
+                asked_s = self._until_s - self._grace_s
+                self._until_s += self._clock() - max(begin_s, asked_s)
+
+    @contextlib.contextmanager
     def holding_back(self) -> Iterator[None]:
         """Hold a second signal back, for ``deliver`` or the end."""
         self._install()
@@ -73,18 +88,21 @@ class Stop:
     def deliver(self) -> None:
         """Call the usual handler if a second signal came, or if the grace period is over."""
         if self._second is not None or self._clock() > self._until_s:
-            self.raise_it()
+            self.raise_it(_TOO_LATE)
 
-    def raise_it(self) -> None:
+    def raise_it(self, unsaved: str = "") -> None:
         """Call the usual handler of the signal that came; all handlers are the usual ones again.
 
         It raises ``KeyboardInterrupt`` or ``SystemExit``, or ends the process. A wish that came by
         word raises ``RunStopped``.
+
+        Args:
+            unsaved: why there is no new checkpoint; empty where there is one.
         """
         number, self._second = self._second or self.requested, None
         self._uninstall()
         if number == _ASKED:
-            raise RunStopped
+            raise RunStopped(unsaved) if unsaved else RunStopped
         if number is not None:
             _raise(number)
 

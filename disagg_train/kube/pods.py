@@ -10,6 +10,7 @@ from disagg_train.config.kubernetes import (
     PodPlacement,
     TolerationConfig,
 )
+from disagg_train.config.modules import tp_ranks
 from disagg_train.config.outline import JobOutline
 from disagg_train.errors import ConfigError
 from disagg_train.kube.quantities import PodShare, share_on_cpus, share_on_gpus, times
@@ -178,11 +179,12 @@ def _node_labels(job: JobOutline, name: str, own: GroupPodsConfig) -> dict[str, 
 
 
 def _share(job: JobOutline, name: str, own: GroupPodsConfig) -> PodShare:
-    group, about = job.groups[name], job.kubernetes
+    group, about, tp = job.groups[name], job.kubernetes, tp_ranks(job.modules, name)
     if uses_gpus(job):
         gpus_per_node = own.gpus_per_node or about.gpus_per_node
-        return share_on_gpus(name, group.ranks, group.gpus_per_rank, gpus_per_node)
-    return share_on_cpus(name, group.ranks, own.cpu_ranks_per_node or about.cpu_ranks_per_node)
+        return share_on_gpus(name, group.ranks, group.gpus_per_rank, gpus_per_node, tp)
+    ranks_per_node = own.cpu_ranks_per_node or about.cpu_ranks_per_node
+    return share_on_cpus(name, group.ranks, ranks_per_node, tp)
 
 
 def _worker_resources(

@@ -71,7 +71,7 @@ class BackgroundSink:
         """
         self._thread.join(max(0.0, until_s - time.monotonic()))
         notes = self.take_notes()
-        lost = self._lost + (self.num_waiting if self._thread.is_alive() else 0)
+        lost = self._lost + self.num_waiting
         if lost:
             notes.append(f"{self.name}: {lost} of the run's entries did not get there")
         elif self._thread.is_alive():

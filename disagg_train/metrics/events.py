@@ -5,6 +5,8 @@ import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from disagg_train.errors import RunStopped
+
 LOG = logging.getLogger("disagg_train")
 """Takes all events; handlers of one's own may be added to it."""
 LOG.addHandler(logging.NullHandler())
@@ -55,8 +57,8 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        lines = filter(None, map(str.strip, super().format(record).splitlines()))
-        return self._redact(" | ".join(lines))
+        text = self._redact(super().format(record))
+        return " | ".join(filter(None, map(str.strip, text.splitlines())))
 
 
 @contextlib.contextmanager
@@ -88,6 +90,9 @@ def run_log(folder: Path, redact: Redact) -> Iterator[None]:
         try:
             yield
             event("the run ends")
+        except RunStopped as stopped:
+            event(f"the run ends: {stopped}")
+            raise
         except Exception as error:
             event(f"the run ends: {type(error).__name__}: {error}", level=logging.ERROR)
             raise

@@ -67,7 +67,9 @@ class TrainingProgress:
     def say(self, *texts: str) -> None:
         """Print lines above the bar."""
         for text in texts:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._bar.console.print(
+                text, markup=False, emoji=False, highlight=False, soft_wrap=True
+            )
 
     def __enter__(self) -> Self:
         self._bar.start()

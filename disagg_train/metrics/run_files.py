@@ -13,6 +13,9 @@ from disagg_train.metrics.records import Evaluation, RankReport, StepRecord
 from disagg_train.metrics.sinks import JsonLines, read_json_lines
 from disagg_train.metrics.trace import write_trace
 
+_OF_ONE_RUN = ("trace.json", "bad_samples.jsonl")
+"""Files of an earlier run in the folder that do not wait until this one has the like."""
+
 
 class RunFiles:
     """Records of a run: ``metrics.jsonl``, ``evaluations.jsonl`` and, if asked, ``samples.jsonl``.
@@ -39,7 +42,11 @@ class RunFiles:
         self._samples = self._file("samples.jsonl", steps_done) if lists_samples else None
         self._plans = self._file("plans.jsonl", steps_done)
         self._traced: dict[int, Sequence[RankReport]] = {}
-        self._has_new_traces = False
+        self.has_new_traces = False
+        """Whether steps were traced since ``trace.json`` was written."""
+        if not steps_done:
+            for name in _OF_ONE_RUN:
+                (folder / name).unlink(missing_ok=True)
 
     def _file(self, name: str, before: int) -> JsonLines:
         lines = JsonLines(self._folder / name, lambda record: record["step"] < before)
@@ -56,7 +63,7 @@ class RunFiles:
         """Note what the ranks did in a step, and its plan as plain data."""
         self._traced[step] = reports
         self._plans.write(plan)
-        self._has_new_traces = True
+        self.has_new_traces = True
 
     def add_evaluation(self, evaluation: Evaluation) -> None:
         """Note an evaluation."""
@@ -77,9 +84,9 @@ class RunFiles:
     def write_trace(self, row_names: Mapping[int, str]) -> None:
         """Write ``trace.json``, unless an earlier start of the run has done all traced steps."""
         path, numbers = self._folder / "trace.json", sorted(self._traced)
-        if self._has_new_traces or not path.exists():
+        if self.has_new_traces or not path.exists():
             write_trace(path, [self._traced[step] for step in numbers], row_names, numbers)
-            self._has_new_traces = False
+            self.has_new_traces = False
 
     def write_failure(self, record: Mapping[str, Any], text: str) -> Path:
         """Append to ``failures.jsonl``, and write a report for people; return its path."""

@@ -21,7 +21,7 @@ from disagg_train.report.placement import group_cards
 from disagg_train.report.predictions import planned, simulated
 from disagg_train.report.recorded import Recorded, analyse
 from disagg_train.report.redaction import Redaction
-from disagg_train.report.run_folder import RunFolder, read_run
+from disagg_train.report.run_folder import RunFolder, read_folder
 from disagg_train.schedule.comparison import SimulationResult
 
 _SCRIPTS = ("columns.js", "curves.js", "step.js", "painter.js", "timeline.js", "page.js")
@@ -49,7 +49,7 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
         DataError: a file of the run is damaged.
     """
     path = path or folder / "report.html"
-    path.write_text(page_of(read_run(folder)), encoding="utf-8")
+    path.write_text(page_of(read_folder(folder)), encoding="utf-8")
     return path
 
 

@@ -9,7 +9,7 @@ from disagg_train.config.secret_values import MASK, is_random, is_secret_name, m
 _SHORTEST = 6
 """Letters of a value that is looked for in texts; shorter ones stand in words."""
 _ENVIRONMENTS = ("env", "environment")
-_WORDS = re.compile(r"[^\s'\"`,;()<>\[\]{}=]+")
+_WORDS = re.compile(r"[^\s'\"`,;:.?&()<>\[\]{}=]+")
 
 
 class Redaction:

@@ -69,7 +69,7 @@ class RunFolder:
     missing: Mapping[str, str]
 
 
-def read_run(folder: Path) -> RunFolder:
+def read_folder(folder: Path) -> RunFolder:
     """Return the run of a folder.
 
     Raises:

@@ -1,5 +1,6 @@
 """A job file that is to be read on a cluster: what is checked, and changed, before it is sent."""
 
+import re
 from collections.abc import Collection, Mapping
 from copy import deepcopy
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,7 @@ from disagg_train.errors import ConfigError
 
 JOB_FILE, SCHEDULE_FILE = "disagg-train-job.yaml", "disagg-train-schedule.yaml"
 """Where the driver finds them, in the folder that it is started in."""
+_PATTERN = re.compile(r"[*?\[{]")
 
 
 class JobToSend(BaseModel):
@@ -89,13 +91,23 @@ def check_data_is_sent(content: Mapping[str, Any], sent: Collection[str]) -> Non
         ConfigError: it names a file that is not sent.
     """
     for field, path in relative_paths(content.get("data")):
-        begin = str(PurePosixPath(path.split("*")[0].split("{")[0]))
-        if not any(name == begin or name.startswith(f"{begin}/") for name in sent):
+        if not _is_sent(path, sent):
             raise ConfigError(
                 f"{field} is {path!r}, relative to a folder of this machine. Name it by an "
                 f"absolute path that all nodes see; what is small may be uploaded with "
                 f"--working-dir"
             )
+
+
+def _is_sent(path: str, sent: Collection[str]) -> bool:
+    """Whether a file, a folder with files, or files whose names begin as a pattern are sent."""
+    begin, *pattern = _PATTERN.split(path, maxsplit=1)
+    if pattern:
+        folder, _, name = begin.rpartition("/")
+        folder = f"{PurePosixPath(folder)}/" if folder else ""
+        return any(each.startswith(f"{folder.removeprefix('./')}{name}") for each in sent)
+    whole = str(PurePosixPath(path))
+    return any(each == whole or each.startswith(f"{whole}/") for each in sent)
 
 
 def _check_folders(job: JobToSend) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from disagg_train.config.secret_values import is_issued_secret, is_random, is_secret_name
+from disagg_train.config.secret_values import looks_secret
 from disagg_train.errors import ConfigError
 from disagg_train.submission.job_file import JOB_FILE, JobToSend, is_same_on_all_nodes
 
@@ -121,7 +121,7 @@ def _variable(name: str, shell: Mapping[str, str]) -> str:
     if name not in shell:
         raise ConfigError(f"--env {name}: this shell has no such variable; export it first")
     value = shell[name]
-    if is_secret_name(name) or is_issued_secret(value) or is_random(value):
+    if looks_secret(name, value):
         raise ConfigError(
             f"--env {name} looks like a secret, and Ray shows a job's variables to everybody who "
             f"may list jobs. Put it into the environment that Ray's nodes are started in (on "

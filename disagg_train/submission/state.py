@@ -81,7 +81,7 @@ class JobServer(Protocol):
         """Return what is known of a job."""
 
     def jobs(self) -> list[JobState]:
-        """Return all submitted jobs, the oldest first."""
+        """Return all submitted jobs."""
 
     def stop(self, job_id: str) -> bool:
         """Have a job's driver told to end; returns before it does, False where it has none yet."""

@@ -82,6 +82,15 @@ class TalkativeSource(DigitsSource):
         return super().load(key)
 
 
+class SecretiveSource(DigitsSource):
+    """Tells a secret that only the rank's environment has."""
+
+    def load(self, key: int) -> Sample:
+        if key == BAD_KEY:
+            raise RuntimeError(f"no access with {os.environ['DT_TEST_PASSWORD']}")
+        return super().load(key)
+
+
 class DeadlySource(DigitsSource):
     """Loading one sample kills the rank's process, as the system does when memory is short."""
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import ray
@@ -58,6 +59,26 @@ def test_a_bad_sample_is_named(pool: ActorPool, source: str, message: str) -> No
     job = job_with("deadlines.exchange_s=60", source=source)
     with pytest.raises(DataError, match=message), pool.session(job) as session:
         _train(session, job)
+
+
+def test_secrets_that_only_a_rank_knows_are_masked(pool: ActorPool, tmp_path: Path) -> None:
+    job = job_with("deadlines.exchange_s=60", source="SecretiveSource")
+    with pytest.raises(RankError) as caught, pool.session(job, logs=tmp_path) as session:
+        actors = [actor for group in session.groups for actor in group.actors]
+        try:
+            ray.get([actor.__ray_call__.remote(_learn, "open-sesame") for actor in actors])
+            _train(session, job)
+        finally:
+            ray.get([actor.__ray_call__.remote(_learn, "") for actor in actors])
+    logs = "".join(path.read_text() for path in tmp_path.iterdir())
+    for text in (str(caught.value), logs):
+        assert "no access with ***" in text
+        assert "open-sesame" not in text
+
+
+def _learn(actor: object, password: str) -> None:
+    del actor
+    os.environ["DT_TEST_PASSWORD"] = password
 
 
 def test_a_norm_that_is_not_finite_makes_all_modules_skip_the_step(pool: ActorPool) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from disagg_train.driver.schedules import job_schedules
+from disagg_train.metrics.trace import load_trace
 from disagg_train.report.page import write_report
-from disagg_train.report.run_folder import read_run
+from disagg_train.report.run_folder import read_folder
 from disagg_train.schedule.file import load_schedule
 from disagg_train.trainer import Trainer
 from tests.checkpoints import load_weights
@@ -52,7 +53,7 @@ def test_the_trace_has_a_row_per_rank(finished: Trainer) -> None:
 
 
 def test_the_report_has_the_recorded_steps_with_their_plans(finished: Trainer) -> None:
-    run = read_run(finished.output)
+    run = read_folder(finished.output)
     assert [step.number for step in run.steps] == [1, 2, 3, 4]
     assert [step.plan.step for step in run.steps if step.plan] == [1, 2, 3, 4]
     assert not run.missing
@@ -87,10 +88,10 @@ def test_pictures_are_drawn(finished: Trainer) -> None:
     assert (finished.output / "predictions.png").stat().st_size > 5_000
 
 
-def test_leaving_the_loop_early_ends_the_actors(tmp_path: Path) -> None:
+def test_leaving_the_loop_early_ends_the_actors_and_keeps_what_was_traced(tmp_path: Path) -> None:
     before = _rank_processes()
     steps = Trainer(job_with("train.steps=50", f"output={tmp_path}")).fit()
-    next(steps)
+    assert [next(steps).step for _ in range(3)] == [0, 1, 2]
     started = _rank_processes() - before
     assert len(started) == 4
     steps.close()
@@ -98,6 +99,7 @@ def test_leaving_the_loop_early_ends_the_actors(tmp_path: Path) -> None:
     while started & _rank_processes() and time.monotonic() < until:
         time.sleep(0.05)
     assert not started & _rank_processes()
+    assert load_trace(tmp_path / "trace.json").numbers == [1, 2]
 
 
 def _rank_processes() -> set[int]:

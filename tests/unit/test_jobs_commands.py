@@ -25,7 +25,7 @@ _SAVED = "stopped after 4 steps; a checkpoint is saved\n"
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> FakeServer:
     server = FakeServer([_STEP], [_RUNNING])
-    monkeypatch.setattr(jobs_commands, "_connect", lambda address: server)
+    monkeypatch.setattr(jobs_commands, "connect", lambda address: server)
     monkeypatch.setattr(jobs_commands, "_POLL_S", 0.0)
     return server
 
@@ -84,6 +84,15 @@ def test_a_job_that_does_not_end_is_told_at_a_deadline(
     assert "still RUNNING 0 s after it was told to end" in capsys.readouterr().err
 
 
+def test_a_job_that_was_submitted_otherwise_is_told_and_not_waited_for(
+    server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.states = [replace(_RUNNING, metadata={})]
+    assert main(["stop", "mine"]) == 0
+    assert server.stopped == ["mine"]
+    assert "asked job mine to end; see: disagg-train status mine" in capsys.readouterr().out
+
+
 def test_a_job_that_is_over_is_not_stopped(
     server: FakeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +125,6 @@ def test_a_server_that_cannot_be_reached_is_one_line(
     def refuse(address: str) -> None:
         raise SubmissionError("no job server answers")
 
-    monkeypatch.setattr(jobs_commands, "_connect", refuse)
+    monkeypatch.setattr(jobs_commands, "connect", refuse)
     assert main(["status", "--address", ADDRESS]) == 1
     assert capsys.readouterr().err == "SubmissionError: no job server answers\n"

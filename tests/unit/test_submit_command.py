@@ -18,7 +18,7 @@ _OUTPUT = ("--set", "output=/shared/digits")
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> FakeServer:
     server = FakeServer()
-    monkeypatch.setattr(submit_command, "_connect", lambda address: server)
+    monkeypatch.setattr(submit_command, "connect", lambda address: server)
     return server
 
 

@@ -59,10 +59,18 @@ class Step {
     return Math.max(low - 1, this.first[row]);
   }
 
+  /** Tokens that an op sends to other ranks, or receives from them. */
+  moved(index) {
+    const isOf = (arrow) => this.sent[arrow] === index || this.received[arrow] === index;
+    return this.tokens.reduce((sum, tokens, arrow) => sum + (isOf(arrow) ? tokens : 0), 0);
+  }
+
   /** An op in words. */
   describe(index) {
     const row = this.data.rows[this.row[index]];
-    const text = `${this.name(index)} on ${row}: ${duration(this.duration[index])}, from ${duration(this.begin[index])} on`;
+    const moved = this.moved(index);
+    const tokens = moved ? `${moved.toLocaleString("en")} tokens, ` : "";
+    const text = `${this.name(index)} on ${row}: ${tokens}${duration(this.duration[index])}, from ${duration(this.begin[index])} on`;
     if (this.cause[index] < 0) return `${text}.`;
     return `${text}; ${duration(this.wait[index])} of it waited for ${this.data.rows[this.cause[index]]}.`;
   }

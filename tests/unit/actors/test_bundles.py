@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.bundles import Bundles, bundles_of, tp_ranks
+from actors.bundles import Bundles, bundles_of
 from actors.nodes import Node
 from actors.resources import Resources
 from disagg_train.config.groups import GroupConfig
 from disagg_train.config.load import load_job
+from disagg_train.config.modules import tp_ranks
 from tests.unit.config.jobs import JOB
 
 
@@ -64,7 +65,7 @@ def test_colocated_modules_share_bundles_of_their_larger_tp() -> None:
     job: dict[str, Any] = copy.deepcopy(dict(JOB))
     job["modules"]["vision"] |= {"group": "language", "parallel": {"tp": 4}}
     del job["groups"]["encoders"]
-    assert tp_ranks(load_job(job), "language") == 4
+    assert tp_ranks(load_job(job).modules, "language") == 4
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import ServerDisconnectedError
 from ray.dashboard.modules.job.pydantic_models import JobDetails
 from ray.exceptions import AuthenticationError
 
@@ -141,6 +142,7 @@ def test_a_lost_connection_is_made_anew_and_nothing_is_told_twice(
     found = _followed(
         client,
         (["one\n", "tw"], RuntimeError("closed unexpectedly")),
+        ([], ServerDisconnectedError()),
         (["one\ntwo\n"], None),
         (["one\ntwo\nthr", "ee\nlast"], None),
         statuses=["RUNNING", "SUCCEEDED"],

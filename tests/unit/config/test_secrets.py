@@ -3,7 +3,7 @@
 import pytest
 
 from disagg_train.config.load import load_job
-from disagg_train.config.secret_values import masked
+from disagg_train.config.secret_values import mask_error, masked
 from tests.unit.config.jobs import JOB, refusal
 
 _HUB = "hf_" + "a1B2c3D4" * 4
@@ -17,6 +17,7 @@ _HUB = "hf_" + "a1B2c3D4" * 4
         ("data.options.db_password", "hunter2-hunter2"),
         ("data.options.aws_secret_access_key", "plain-looking"),
         ("data.options.sources.0.api_key", "plain-looking"),
+        ("modules.vision.options.api_key", "plain-looking"),
         ("data.options.anything", _HUB),
         ("data.options.sources.0.path", "https://user:hunter2@example.org/x"),
         ("start_from", "s3://AKIA" + "ABCDEFGH12345678"),
@@ -55,3 +56,25 @@ def test_texts_are_shown_without_their_secrets() -> None:
     assert masked(text) == "got '***', or https://***@x.org/y"
     assert masked("-----BEGIN RSA PRIVATE KEY-----\nMIIE\n") == "***"
     assert masked("no secret: https://x.org:80/y") == "no secret: https://x.org:80/y"
+
+
+def test_variables_are_masked_without_the_blanks_around_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SHORT_TOKEN", "open-sesame")
+    monkeypatch.setenv("LONG_TOKEN", "open-sesame-2\n")
+    assert masked("open-sesame, open-sesame-2: refused") == "***, ***: refused"
+
+
+def test_errors_are_masked_with_those_that_they_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA_PASSWORD", "open-sesame")
+    try:
+        try:
+            raise ConnectionError("401 for open-sesame", 401)
+        except ConnectionError as error:
+            raise OSError("cannot read with open-sesame") from error
+    except OSError as error:
+        mask_error(error)
+        assert error.args == ("cannot read with ***",)
+        assert error.__cause__ is not None
+        assert error.__cause__.args == ("401 for ***", 401)

@@ -9,10 +9,12 @@ import pytest
 
 from disagg_train.config.job import JobConfig
 from disagg_train.config.load import load_job
+from disagg_train.driver import run_sinks
 from disagg_train.driver.run_sinks import RunSinks, check_sinks
 from disagg_train.errors import ConfigError
 from disagg_train.metrics.measures import Measures, Standing
 from disagg_train.metrics.records import Evaluation, StepRecord
+from disagg_train.metrics.trackers import TrackedRun
 from disagg_train.planner.step_plan import SampleSize
 from tests.unit.config.jobs import JOB, refusal
 from tests.unit.metrics.steps import evaluation, record, reports
@@ -112,6 +114,22 @@ def test_a_folder_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:
     first, second = sinks.take_notes()
     assert first.startswith("tensorboard: FileExistsError")
     assert "1 of the run's entries" in second
+
+
+def test_trackers_are_not_told_a_jobs_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[TrackedRun] = []
+
+    def open_sink(about: object, run: TrackedRun) -> _Recorder:
+        told.append(run)
+        return _Recorder()
+
+    monkeypatch.setattr(run_sinks, "_mlflow", open_sink)
+    overrides = ("environment={PROXY: planted-1}", "groups.language.environment={NET: planted-2}")
+    sinks = RunSinks(load_job(JOB, [_NO_FILES, "sinks.mlflow={experiment: e}", *overrides]), 0)
+    sinks.close(ok=True)
+    (run,) = told
+    assert "planted" not in str(run.content)
+    assert run.content["groups"]["language"]["ranks"] == 4
 
 
 def test_notes_hold_no_password() -> None:

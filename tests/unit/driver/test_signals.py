@@ -108,6 +108,29 @@ def test_the_first_signal_is_delivered_when_the_grace_period_is_over() -> None:
     assert now_s == 125.1
 
 
+def test_time_that_passes_outside_the_run_is_not_of_the_grace() -> None:
+    now_s = 100.0
+    with pytest.raises(SystemExit), Stop(25.0, lambda: now_s) as stop:
+        with stop.uncounted():
+            now_s = 200.0
+            _send(signal.SIGTERM)
+            now_s = 300.0
+        now_s = 325.0
+        stop.deliver()
+        now_s = 325.1
+        stop.deliver()
+    assert now_s == 325.1
+
+
+def test_a_spoken_wish_that_came_too_late_says_that_nothing_was_saved() -> None:
+    now_s = 100.0
+    with pytest.raises(RunStopped, match=r"before it had saved.*recovery\.grace_s"):  # noqa: SIM117
+        with Stop(25.0, lambda: now_s) as stop:
+            stop.ask()
+            now_s = 126.0
+            stop.deliver()
+
+
 def test_after_the_usual_handler_was_called_it_is_the_usual_one_again() -> None:
     with Stop(30.0) as stop:
         _send(signal.SIGINT)

@@ -42,3 +42,14 @@ def test_the_way_out_of_pods_that_are_not_alike_is_one(ranks: int, ranks_per_nod
 )
 def test_memory_is_multiplied_in_its_own_unit(memory: str, count: int, total: str) -> None:
     assert times(memory, count) == total
+
+
+@pytest.mark.parametrize(("gpus_per_node", "pods"), [(2, 6), (4, 3), (12, 1)])
+def test_pods_hold_whole_tp_groups_or_even_parts_of_one(gpus_per_node: int, pods: int) -> None:
+    assert share_on_gpus("g", 12, 1.0, gpus_per_node, tp=4).pods == pods
+
+
+def test_pods_that_would_cut_a_tp_group_unevenly_are_refused() -> None:
+    for gpus_per_node in (3, 6, 8):
+        with pytest.raises(ConfigError, match=r"whole tp groups of 4 .*one of \[1, 2, 4, 12\]"):
+            share_on_gpus("g", 12, 1.0, gpus_per_node, tp=4)

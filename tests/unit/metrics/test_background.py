@@ -95,6 +95,20 @@ def test_a_sink_that_hangs_holds_nobody_up(let_go: threading.Event) -> None:
     assert note == "test: 10 of the run's entries did not get there"
 
 
+def test_what_waits_when_a_full_sink_ends_counts_as_lost(let_go: threading.Event) -> None:
+    inner = _Sink(let_go=let_go)
+    sink = BackgroundSink("test", lambda: inner, most_waiting=4)
+    _give(sink, 0)
+    assert inner.reached.wait(_WAIT_S)
+    _give(sink, 1, 2, 3, 4)
+    sink.end(True)
+    let_go.set()
+    assert sink.await_end(time.monotonic() + _WAIT_S) == [
+        "test: 4 of the run's entries did not get there"
+    ]
+    assert inner.ended == [True]
+
+
 def test_a_sink_that_cannot_be_opened_is_named() -> None:
     def refuse() -> _Sink:
         raise PermissionError("no")

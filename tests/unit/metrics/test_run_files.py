@@ -110,3 +110,12 @@ def test_a_trace_stays_where_a_later_start_records_nothing(tmp_path: Path) -> No
     with RunFiles(tmp_path, steps_done=5) as files:
         files.write_trace({0: "encoders 0"})
     assert load_trace(tmp_path / "trace.json").numbers == [1]
+
+
+def test_a_new_run_has_no_trace_and_no_bad_samples_of_an_earlier_one(tmp_path: Path) -> None:
+    names = ("trace.json", "bad_samples.jsonl")
+    for steps_done, stay in ((3, True), (0, False)):
+        for name in names:
+            (tmp_path / name).write_text("{}")
+        RunFiles(tmp_path, steps_done).close()
+        assert [(tmp_path / name).exists() for name in names] == [stay, stay]

@@ -18,7 +18,7 @@ from disagg_train.report.microbatch_work import busiest, works_of
 from disagg_train.report.placement import group_cards
 from disagg_train.report.predictions import planned
 from disagg_train.report.recorded import Recorded, analyse
-from disagg_train.report.run_folder import RunFolder, read_run
+from disagg_train.report.run_folder import RunFolder, read_folder
 from tests.report.runs import job_of, step_of, write_run
 
 
@@ -26,7 +26,7 @@ from tests.report.runs import job_of, step_of, write_run
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     folder = tmp_path_factory.mktemp("run")
     job = job_of(folder, 2, {"pp": 2}, steps=6, microbatches=4)
-    return read_run(write_run(folder, job))
+    return read_folder(write_run(folder, job))
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,12 @@ def test_what_looks_like_a_secret_is_hidden(secret: str, shown: str) -> None:
     assert found == f"cannot read '{shown}', access denied"
 
 
+@pytest.mark.parametrize("around", ["key:{}", "it is {}.", "?api_key={}&a=1", "({})", "<{}>?"])
+def test_what_stands_around_a_random_token_does_not_show_it(around: str) -> None:
+    token = "0123456789abcdef0123456789abcdef"
+    assert Redaction()(around.format(token)) == around.format(MASK)
+
+
 def test_known_values_are_hidden_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_SERVICE_TOKEN", "open sesame")
     job = {

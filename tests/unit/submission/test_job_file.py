@@ -1,5 +1,6 @@
 """What a job may not name when it is sent elsewhere, and what of it is sent."""
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,26 @@ def test_data_by_a_relative_path_is_refused_unless_it_is_sent(
     with pytest.raises(ConfigError, match=rf"data\.options\.{field} is 'mine.*all nodes see"):
         check_data_is_sent(content, ["mine.py", "other/mine/a.json"])
     check_data_is_sent(content, ["mine/a.json"])
+
+
+@pytest.mark.parametrize(
+    ("path", "is_sent"),
+    [
+        ("shards/train-*.tar", True),
+        ("./shards/train-?.tar", True),
+        ("shards/train-{0..9}.tar", True),
+        ("*.json", True),
+        ("shards/test-*.tar", False),
+        ("train-*.tar", False),
+        ("shards", True),
+        ("shards/train", False),
+    ],
+)
+def test_patterns_are_sent_where_a_file_begins_like_them(path: str, is_sent: bool) -> None:
+    content = _content("data.kind=chat", f"data.options.sources=[{{path: '{path}'}}]")
+    expected = contextlib.nullcontext() if is_sent else pytest.raises(ConfigError, match="relative")
+    with expected:
+        check_data_is_sent(content, ["shards/train-0.tar", "list.json"])
 
 
 def test_classes_of_ones_own_are_found_and_ours_are_not() -> None:
