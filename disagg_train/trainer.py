@@ -230,11 +230,11 @@ class Trainer:
                 open_session,
                 self._evaluate,
             )
-            save_job(run.job, self.output / "job.yaml")  # as it was made to fit
             self.records, self.evaluations = run.files.records, run.files.evaluations
             announcer.tell(self.records, self.notes)
             try:
                 with run, listed_in(self.output / "bad_samples.jsonl", self.bad):
+                    save_job(run.job, self.output / "job.yaml")  # as it was made to fit
                     for record in run.steps():
                         if announcer.tell([record], self._take_over(run)):
                             run.ask_to_stop()

@@ -420,7 +420,8 @@ class TrainingRun:
             ending.callback(self._session.close)
             ending.callback(self.files.close)
             if self.files.has_new_traces:
-                self.files.write_trace(self._session.row_names)
+                with contextlib.suppress(OSError):  # why the run ends is the error to tell
+                    self.files.write_trace(self._session.row_names)
 
     def __enter__(self) -> Self:
         return self

@@ -61,7 +61,17 @@ def outline_of(content: Mapping[str, Any]) -> JobOutline:
             "kubernetes: {image: IMAGE, checkpoints: {claim: CLAIM, mount_path: /checkpoints}}"
         )
     check_content(content)
-    return JobOutline.model_validate(content)
+    try:
+        return JobOutline.model_validate(content)
+    except ValidationError as error:  # in a module whose kind its checkpoint decides
+        raise refusal(map(_with_kind, error.errors())) from None
+
+
+def _with_kind(error: Any) -> dict[str, Any]:
+    """Return an error of an outline with the place that it has in a job: modules are of kinds."""
+    first, *rest = error["loc"]
+    in_module = [*rest[:1], "kind", *rest[1:]] if first == "modules" else rest
+    return {**error, "loc": (first, *in_module)}
 
 
 def check_content(content: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Which plain values look like secrets, so that none comes to stand in a file or a manifest."""
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -68,7 +69,8 @@ def mask_error(error: BaseException | None) -> None:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        error.args = tuple(masked(a) if isinstance(a, str) else a for a in error.args)
+        with contextlib.suppress(Exception):  # some errors cannot be changed
+            error.args = tuple(masked(a) if isinstance(a, str) else a for a in error.args)
         error = error.__cause__ or error.__context__
 
 

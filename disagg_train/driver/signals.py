@@ -23,8 +23,8 @@ _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 _ASKED = 0
 """In a signal's place where the wish to stop came by word."""
 _TOO_LATE = (
-    "the run was asked to stop, and ended before it had saved: its step and the checkpoint took "
-    "longer than recovery.grace_s"
+    "the run was asked to stop; its step and its checkpoint took longer than recovery.grace_s, so "
+    "it ended without waiting for them: `resume: auto` goes on from the newest that is complete"
 )
 
 

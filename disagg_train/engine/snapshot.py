@@ -11,6 +11,7 @@ from typing import Protocol
 import torch.distributed as dist
 
 from disagg_train.checkpoint.sharded import Snapshot, save_module
+from disagg_train.config.secret_values import masked
 from disagg_train.errors import CheckpointError
 from disagg_train.metrics.records import SnapshotOrder, Stored
 
@@ -113,12 +114,12 @@ class Snapshots:
             if send is not None:
                 send(snapshot)
         except Exception as reason:  # the checkpoint is written all the same
-            copy_error = f"cannot copy the state to the vaults: {reason!r}"
+            copy_error = masked(f"cannot copy the state to the vaults: {reason!r}")
         try:
             if order.folder is not None:
                 files = self._write(order.folder, snapshot)
         except Exception as reason:
-            error = str(reason)
+            error = masked(str(reason))
         busy_s = time.perf_counter() - begin_s
         storing.set_result(Stored(0.0, busy_s, files, error, copy_error))
 

@@ -75,6 +75,7 @@ class RunFiles:
         self.records[:] = [r for r in self.records if r.step < steps_done]
         self.evaluations[:] = [e for e in self.evaluations if e.step <= steps_done]
         self._traced = {step: r for step, r in self._traced.items() if step < steps_done}
+        self.has_new_traces &= bool(self._traced)
         self._metrics.rewind(lambda record: record["step"] < steps_done)
         self._plans.rewind(lambda plan: plan["step"] < steps_done)
         self._evaluations.rewind(lambda record: record["step"] <= steps_done)

@@ -54,6 +54,8 @@ def test_what_a_job_leaves_out_is_as_in_training() -> None:
         ("modules.language.grop=a", "modules.language.grop: unknown field"),
         ("modules.language.parallel.tp=0", "modules.language.parallel.tp"),
         ("modules.language.group=null", "modules.language.group"),
+        ("modules.vision.parallel.tp=0", "modules.vision.parallel.tp: "),
+        ("modules.vision.group=null", "modules.vision.group: "),
         ("train.steps=0", "train.steps"),
         ("groups.language.rank=4", "groups.language.rank: unknown field"),
         ("kubernetes=null", "kubernetes: the job file has no such section"),

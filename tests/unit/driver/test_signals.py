@@ -124,7 +124,7 @@ def test_time_that_passes_outside_the_run_is_not_of_the_grace() -> None:
 
 def test_a_spoken_wish_that_came_too_late_says_that_nothing_was_saved() -> None:
     now_s = 100.0
-    with pytest.raises(RunStopped, match=r"before it had saved.*recovery\.grace_s"):  # noqa: SIM117
+    with pytest.raises(RunStopped, match=r"longer than recovery\.grace_s.*without waiting"):  # noqa: SIM117
         with Stop(25.0, lambda: now_s) as stop:
             stop.ask()
             now_s = 126.0
