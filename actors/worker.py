@@ -114,6 +114,7 @@ class RankActor:
             from disagg_train.engine.rank import Rank
 
         del Rank
+        _spare_the_collector()
 
     def setup(
         self,
@@ -264,6 +265,13 @@ class RankActor:
             raise BoundaryError(f"this rank failed before, during {self._failed.at}")
         assert rank is not None, "setup comes first"
         return rank
+
+
+def _spare_the_collector() -> None:
+    """Have Python's collector look at what comes from now on; a million objects are imported."""
+    if not gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()
 
 
 def _free_models() -> None:

@@ -1,6 +1,6 @@
 """What planning a step of 4,096 samples on 1,024 ranks costs, in time of the process itself.
 
-Cores are shared, and what others do on them only adds to a median: the best of three counts.
+Cores are shared, and what others do on them only adds to a median: the best of six counts.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from disagg_train.bench.driver import DriverResult, run_driver
 
 pytestmark = pytest.mark.bench
 
-_TRIES = 3
+_TRIES = 6
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def measured() -> list[DriverResult]:
 def least_ms(
     measured: list[DriverResult], keep
 ) -> Callable[[Callable[[DriverResult], float], float], float]:
-    """Measure again while a time is above its bar; return the least of at most three."""
+    """Measure again while a time is above its bar; return the least of at most six."""
 
     def least(time_of: Callable[[DriverResult], float], bar_ms: float) -> float:
         while min(map(time_of, measured)) > bar_ms and len(measured) < _TRIES:
