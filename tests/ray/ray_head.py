@@ -9,10 +9,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 _START_S, _STOP_S, _POLL_S = 90.0, 30.0, 0.2
+_TRIES = 3
 _LOWEST_PORT, _HIGHEST_PORT = 20_000, 32_000
 """Above the ports that Ray's workers take by default, below those that the system gives out."""
 _PORTS = (
@@ -53,9 +54,7 @@ def ray_head(
         for pool in pools:
             joining = [f"--address=127.0.0.1:{ports['port']}", "--num-cpus=1"]
             labelled = [*joining, f"--labels=pool={pool}"]
-            started.enter_context(_node(folder / f"{pool}.log", env, labelled))
-        for pool in pools:
-            _await_joined(folder / f"{pool}.log")
+            _join(started, folder / f"{pool}.log", env, labelled)
         yield address
 
 
@@ -93,12 +92,19 @@ def _await(address: str, head: "subprocess.Popen[bytes]", log: Path) -> None:
     raise AssertionError(f"no dashboard in {_START_S:g} s: {log.read_text()}")
 
 
-def _await_joined(log: Path) -> None:
-    """Wait until a node says that it runs, which it does once the head knows it."""
-    until_s = time.monotonic() + _START_S
-    while "Ray runtime started" not in log.read_text():
-        assert time.monotonic() < until_s, f"not joined in {_START_S:g} s: {log.read_text()}"
-        time.sleep(_POLL_S)
+def _join(
+    started: ExitStack, log: Path, environment: dict[str, str], options: Sequence[str]
+) -> None:
+    """Have a node join; Ray gives one half a minute, and a busy machine may need another try."""
+    for _ in range(_TRIES):
+        node = started.enter_context(_node(log, environment, options))
+        while node.poll() is None:
+            if "Ray runtime started" in log.read_text():
+                return
+            time.sleep(_POLL_S)
+        with suppress(ProcessLookupError):  # what it had started
+            os.killpg(node.pid, signal.SIGKILL)
+    raise AssertionError(f"not joined in {_TRIES} tries: {log.read_text()}")
 
 
 def _end(node: "subprocess.Popen[bytes]") -> None:
