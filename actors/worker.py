@@ -268,7 +268,10 @@ class RankActor:
 
 
 def _spare_the_collector() -> None:
-    """Have Python's collector look at what comes from now on; a million objects are imported."""
+    """Have Python's collector look only at what comes from now on.
+
+    What is imported stays; to look at its objects each time takes about 0.2 s.
+    """
     if not gc.get_freeze_count():
         gc.collect()
         gc.freeze()

@@ -15,7 +15,7 @@ from disagg_train.errors import DisaggTrainError, RunStopped
 from disagg_train.jobs_commands import add_jobs_commands
 from disagg_train.manifest_command import add_manifest_arguments, manifest
 from disagg_train.plan_command import add_plan_arguments, plan, planned
-from disagg_train.process_end import QuickEnd
+from disagg_train.process_end import INTERRUPTED, TERMINATED, QuickEnd
 from disagg_train.profile_command import add_profile_arguments, profile
 from disagg_train.report_command import add_report_arguments
 from disagg_train.submit_command import add_submit_arguments, submit
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from disagg_train.trainer import Trainer
 
 _DESCRIPTION = "Train multimodal LLMs with every module on its own layout and its own ranks."
-_INTERRUPTED, _TERMINATED = 130, 143
 
 
 def script() -> NoReturn:
@@ -53,10 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command(arguments)
     except DisaggTrainError as error:
         print(masked(f"{type(error).__name__}: {error}"), file=sys.stderr)
-        return _TERMINATED if isinstance(error, RunStopped) else 1
+        return TERMINATED if isinstance(error, RunStopped) else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return _INTERRUPTED
+        return INTERRUPTED
 
 
 def _find_modules_of_ones_own() -> None:
@@ -68,7 +67,7 @@ def _find_modules_of_ones_own() -> None:
 def _stop(signum: int, frame: FrameType | None) -> None:
     """Turn SIGTERM into an exit, so that actors and a local Ray are ended on the way out."""
     del signum, frame
-    raise SystemExit(_TERMINATED)
+    raise SystemExit(TERMINATED)
 
 
 def _parser() -> argparse.ArgumentParser:

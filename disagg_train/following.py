@@ -4,8 +4,8 @@ from typing import Self
 
 from rich.console import Console
 
-from disagg_train.job_server import INTERRUPTED
 from disagg_train.metrics.progress import step_bar
+from disagg_train.process_end import INTERRUPTED
 from disagg_train.submission.log import LogReader
 from disagg_train.submission.report import command, conclusion
 from disagg_train.submission.state import JobServer

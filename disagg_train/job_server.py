@@ -6,9 +6,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from disagg_train.submission.state import JobServer
 
-INTERRUPTED = 130
-"""Exit status of a command that Ctrl-C ended."""
-
 
 def add_address(parser: argparse.ArgumentParser) -> None:
     """Add the option that says where the server is."""

@@ -5,7 +5,8 @@ import time
 from typing import TYPE_CHECKING
 
 from disagg_train.errors import SubmissionError
-from disagg_train.job_server import INTERRUPTED, add_address, connect
+from disagg_train.job_server import add_address, connect
+from disagg_train.process_end import INTERRUPTED
 
 if TYPE_CHECKING:
     from disagg_train.submission.state import JobServer, JobState

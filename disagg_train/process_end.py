@@ -4,6 +4,9 @@ import atexit
 import os
 import sys
 
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit statuses of who was asked to end, by SIGINT or SIGTERM."""
+
 
 class QuickEnd:
     """Ends the process once all else has ended, without native destructors if Ray was loaded.

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from disagg_train.errors import ConfigError
-from disagg_train.job_server import INTERRUPTED, add_address, connect
+from disagg_train.job_server import add_address, connect
+from disagg_train.process_end import INTERRUPTED
 
 if TYPE_CHECKING:
     from disagg_train.submission.request import JobRequest

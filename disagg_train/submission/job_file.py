@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Mapping
 from copy import deepcopy
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,7 +18,8 @@ from disagg_train.errors import ConfigError
 
 JOB_FILE, SCHEDULE_FILE = "disagg-train-job.yaml", "disagg-train-schedule.yaml"
 """Where the driver finds them, in the folder that it is started in."""
-_PATTERN = re.compile(r"[*?\[{]")
+_BRACES = re.compile(r"\{[^}]*\}")
+"""Of names of shards: ``train-{0..9}.tar``."""
 
 
 class JobToSend(BaseModel):
@@ -100,14 +102,9 @@ def check_data_is_sent(content: Mapping[str, Any], sent: Collection[str]) -> Non
 
 
 def _is_sent(path: str, sent: Collection[str]) -> bool:
-    """Whether a file, a folder with files, or files whose names begin as a pattern are sent."""
-    begin, *pattern = _PATTERN.split(path, maxsplit=1)
-    if pattern:
-        folder, _, name = begin.rpartition("/")
-        folder = f"{PurePosixPath(folder)}/" if folder else ""
-        return any(each.startswith(f"{folder.removeprefix('./')}{name}") for each in sent)
-    whole = str(PurePosixPath(path))
-    return any(each == whole or each.startswith(f"{whole}/") for each in sent)
+    """Whether a file, a folder with files, or files of a pattern are sent."""
+    pattern = _BRACES.sub("*", str(PurePosixPath(path)))
+    return any(fnmatchcase(name, pattern) or name.startswith(f"{pattern}/") for name in sent)
 
 
 def _check_folders(job: JobToSend) -> None:

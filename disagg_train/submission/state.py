@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from disagg_train.process_end import TERMINATED
 from disagg_train.submission.request import GRACE, MARK, STEPS, JobRequest
 
 _OVER = ("SUCCEEDED", "FAILED", "STOPPED")
-_TERMINATED = 143
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class JobState:
         if self.status == "SUCCEEDED":
             return 0
         if self.status == "STOPPED":
-            return _TERMINATED
+            return TERMINATED
         if self.exit_code is None:
             return 1
         return self.exit_code if self.exit_code >= 0 else 128 - self.exit_code

@@ -98,7 +98,8 @@ def _join(
     """Have a node join; Ray gives one half a minute, and a busy machine may need another try."""
     for _ in range(_TRIES):
         node = started.enter_context(_node(log, environment, options))
-        while node.poll() is None:
+        until_s = time.monotonic() + _START_S
+        while node.poll() is None and time.monotonic() < until_s:
             if "Ray runtime started" in log.read_text():
                 return
             time.sleep(_POLL_S)

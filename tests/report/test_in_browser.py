@@ -1,5 +1,6 @@
 """The report as people open it: in a browser, at both widths, light and dark, by mouse and keys."""
 
+import re
 from io import BytesIO
 from pathlib import Path
 
@@ -200,6 +201,8 @@ def test_arrow_keys_tell_each_op_with_its_wait(opened: OpenPage) -> None:
     expect(said).to_contain_text("start step on encoders/0")
     page.keyboard.press("ArrowRight")
     expect(said).to_contain_text("forward vision 0 on encoders/0")
+    page.keyboard.press("ArrowRight")
+    expect(said).to_have_text(re.compile(r"^send_forward .* on encoders/0: [1-9][\d,]* tokens, "))
     page.keyboard.press("ArrowDown")
     expect(said).to_contain_text("on encoders/1")
     page.keyboard.press("Escape")

@@ -92,12 +92,13 @@ def test_data_by_a_relative_path_is_refused_unless_it_is_sent(
         ("shards/train-{0..9}.tar", True),
         ("*.json", True),
         ("shards/test-*.tar", False),
+        ("shards/train-*.zip", False),
         ("train-*.tar", False),
         ("shards", True),
         ("shards/train", False),
     ],
 )
-def test_patterns_are_sent_where_a_file_begins_like_them(path: str, is_sent: bool) -> None:
+def test_patterns_are_sent_where_they_match_a_file(path: str, is_sent: bool) -> None:
     content = _content("data.kind=chat", f"data.options.sources=[{{path: '{path}'}}]")
     expected = contextlib.nullcontext() if is_sent else pytest.raises(ConfigError, match="relative")
     with expected:
