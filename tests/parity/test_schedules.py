@@ -137,15 +137,18 @@ def test_more_schedules_on_up_to_eight_ranks_train_the_same_model(
 def test_a_frozen_encoder_computes_the_next_steps_first_rows_once(pool: ActorPool) -> None:
     ahead = next(case.job for case in _CASES if case.name == "running ahead")
     job = load_job(ahead, ["data.options.text_only=0"])
-    steps = list(islice(job_plans(job), 3))
+    steps = list(islice(job_plans(job), _STEPS))
     with pool.session(job) as session:
         reports = [found for _, found in loop.train(session.groups, steps, job.deadlines.step_s)]
-    first, second = ({span.name: span.duration_s for span in step[0].spans} for step in reports[:2])
-    for microbatch in range(2):
-        computed_s = first[f"run_ahead vision {microbatch}"]
-        assert second[f"forward vision {microbatch}"] < 0.2 * computed_s
-    taken_s = second["forward vision 0"] + second["forward vision 1"]
-    assert second["forward vision 2"] > taken_s
+    after_the_first = [
+        {span.name: span.duration_s for span in step[0].spans} for step in reports[1:]
+    ]
+
+    def least_s(microbatch: int) -> float:
+        """A busy machine delays single ops, not one op of every step."""
+        return min(step[f"forward vision {microbatch}"] for step in after_the_first)
+
+    assert max(least_s(0), least_s(1)) < 0.2 * least_s(2), "two were run ahead, the third was not"
 
 
 def putting_off(job: JobConfig, samples: Sequence[SampleSize]) -> dict[str, Assignment]:

@@ -44,6 +44,13 @@ def test_models_and_threads_go_with_the_job(pool: ActorPool, job: JobConfig) -> 
     assert left == [(0, 0)] * len(actors)
 
 
+def test_the_collector_does_not_look_at_imports_again(pool: ActorPool) -> None:
+    with pool.session(small_job({}, {})) as session:
+        actors = [actor for group in session.groups for actor in group.actors]
+        counts = ray.get([actor.__ray_call__.remote(_counts) for actor in actors], timeout=_WAIT_S)
+    assert all(looked_at < spared / 2 for looked_at, spared in counts), counts
+
+
 def test_survivors_of_a_failure_hold_one_model(pool: ActorPool) -> None:
     with pool.session(JOB, keeps_copies=True) as session:
         train(session, 0, COPIED)
@@ -54,6 +61,12 @@ def test_survivors_of_a_failure_hold_one_model(pool: ActorPool) -> None:
         actors = session.groups[1].actors
         held = ray.get([actor.__ray_call__.remote(_wrapped) for actor in actors], timeout=_WAIT_S)
     assert held == [1] * len(actors)
+
+
+def _counts(actor: object) -> tuple[int, int]:
+    """Return how many objects Python's collector looks at in a rank, and how many it does not."""
+    del actor
+    return len(gc.get_objects()), gc.get_freeze_count()
 
 
 def _wrapped(actor: object) -> int:

@@ -1,5 +1,6 @@
-"""One hypothesis profile for the unit tests: no deadline, since machines are shared."""
+"""One hypothesis profile without deadlines, as machines are shared; one import for forked ranks."""
 
+import multiprocessing
 import tempfile
 from pathlib import Path
 
@@ -16,3 +17,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("unit")
+
+multiprocessing.set_forkserver_preload(
+    ["disagg_train.engine.inspect", "disagg_train.engine.decode"]
+)

@@ -1,12 +1,12 @@
-"""Ranks in processes of their own, forked after one slow import."""
+"""Ranks in processes of their own, forked after one slow import.
 
-import multiprocessing
+``tests/unit/conftest.py`` says what the fork server imports.
+"""
+
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-_PRELOADED = ["disagg_train.engine.inspect", "disagg_train.engine.decode"]
 
 
 def run_ranks(what: Callable[..., None], num_ranks: int, folder: Path, *first: Any) -> list[Any]:
@@ -21,6 +21,5 @@ def run_ranks(what: Callable[..., None], num_ranks: int, folder: Path, *first: A
     """
     from torch.multiprocessing import start_processes
 
-    multiprocessing.set_forkserver_preload(_PRELOADED)
     start_processes(what, (*first, folder), num_ranks, start_method="forkserver")
     return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(num_ranks)]

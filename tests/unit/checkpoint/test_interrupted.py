@@ -21,7 +21,6 @@ _SOON_S = 20.0
 def _run(what: Callable[..., None], out: Path, *arguments: Any) -> list[int]:
     """Run all ranks; return their exit codes."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["disagg_train.checkpoint.sharded"])
     out.mkdir()
     ranks = [context.Process(target=what, args=(r, *arguments, out)) for r in range(NUM_RANKS)]
     for rank in ranks:
