@@ -71,8 +71,9 @@ def mask_error(error: BaseException | None) -> None:
         seen.add(id(error))
         with contextlib.suppress(Exception):  # some errors cannot be changed
             error.args = tuple(masked(a) if isinstance(a, str) else a for a in error.args)
-            if isinstance(error, OSError) and isinstance(error.filename, str):
-                error.filename = masked(error.filename)
+            for name in ("filename", "filename2"):  # an OSError's text has them beside its args
+                if isinstance(path := getattr(error, name, None), str):
+                    setattr(error, name, masked(path))
         error = error.__cause__ or error.__context__
 
 

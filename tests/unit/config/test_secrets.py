@@ -72,9 +72,9 @@ def test_errors_are_masked_with_those_that_they_came_from(monkeypatch: pytest.Mo
         try:
             raise ConnectionError("401 for open-sesame", 401)
         except ConnectionError as error:
-            raise FileNotFoundError(2, "nothing there", "/open-sesame/a") from error
+            raise OSError(18, "not moved", "/open-sesame/a", None, "/b/open-sesame") from error
     except OSError as error:
         mask_error(error)
-        assert str(error) == "[Errno 2] nothing there: '/***/a'"
+        assert str(error) == "[Errno 18] not moved: '/***/a' -> '/b/***'"
         assert error.__cause__ is not None
         assert error.__cause__.args == ("401 for ***", 401)
